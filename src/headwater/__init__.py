@@ -1,0 +1,79 @@
+"""headwater traces what a fine-tuned language model says back to the training examples that taught it to say so.
+
+Quick start:
+
+    import headwater as hw
+
+    run = hw.TrainingRun.from_pretrained("runs/sft", base="Qwen/Qwen2.5-0.5B")
+    train = hw.read_examples("train.jsonl")
+    query = hw.Query("The capital of Australia is", " Sydney", corrected=" Canberra")
+    scores = hw.trace(run, train, [query], method=hw.DDA())
+    scores.top(20)
+
+Names are imported when they are first used, so that `import headwater` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BM25": "headwater.methods.lexical",
+    "CEA": "headwater.methods.gradient",
+    "Checkpoint": "headwater.checkpoints",
+    "Columns": "headwater.examples",
+    "Compute": "headwater.attribution.loop",
+    "DDA": "headwater.methods.dda",
+    "DataError": "headwater.errors",
+    "Example": "headwater.examples",
+    "Examples": "headwater.examples",
+    "GradientCosine": "headwater.methods.gradient",
+    "GradientDot": "headwater.methods.gradient",
+    "HeadwaterError": "headwater.errors",
+    "METHODS": "headwater.methods.table",
+    "ModelError": "headwater.errors",
+    "NumericalError": "headwater.errors",
+    "Query": "headwater.examples",
+    "RepresentationSimilarity": "headwater.methods.representation",
+    "RunError": "headwater.errors",
+    "ScoredRow": "headwater.scores",
+    "Scores": "headwater.scores",
+    "TokenFormat": "headwater.examples",
+    "TracIn": "headwater.methods.gradient",
+    "TrainingRun": "headwater.checkpoints",
+    "UsageError": "headwater.errors",
+    "make_method": "headwater.methods.table",
+    "read_examples": "headwater.examples",
+    "read_queries": "headwater.examples",
+    "trace": "headwater.attribution.loop",
+    "trace_all": "headwater.attribution.loop",
+    "write_report": "headwater.report",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+if TYPE_CHECKING:
+    from headwater.attribution.loop import Compute, trace, trace_all
+    from headwater.checkpoints import Checkpoint, TrainingRun
+    from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
+    from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries
+    from headwater.methods.dda import DDA
+    from headwater.methods.gradient import CEA, GradientCosine, GradientDot, TracIn
+    from headwater.methods.lexical import BM25
+    from headwater.methods.representation import RepresentationSimilarity
+    from headwater.methods.table import METHODS, make_method
+    from headwater.report import write_report
+    from headwater.scores import ScoredRow, Scores
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'headwater' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,1 @@
+"""Runs methods: the one loop over checkpoints, queries and examples."""

@@ -1,0 +1,485 @@
+"""The one loop: visits each checkpoint once, computes each wanted number once, and combines them method by method.
+
+    for each checkpoint:                      load the model
+        for each block of queries:            gradients of the queries' sides
+            for each chunk of examples:       gradients of the examples, contracted at once, then forgotten
+    for each method:                          score = sum_k w_k term_k
+
+Memory: one model, the gradients of one block of queries, one batch, and the scores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from headwater import progress
+from headwater.attribution.plan import Method, Plan, TextPlan, plan_uses
+from headwater.attribution.work import Key, Visit, terms, visits
+from headwater.checkpoints import TrainingRun
+from headwater.errors import DataError, UsageError
+from headwater.examples import Encoder, Examples, Query, TokenFormat
+from headwater.gradients.measurement import Sides, encode_queries
+from headwater.run import RunState, digest, run_directory
+from headwater.scores import Leaning, Scores, query_record
+
+if TYPE_CHECKING:
+    import torch
+
+    from headwater.attribution.passes import Place, Rows
+    from headwater.gradients.contraction import SideGradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How gradients are computed. Nothing here changes what is computed, up to rounding, but `parameters`.
+
+    Attributes:
+        parameters: regular expressions of the linear layers whose gradients are taken; none: all linear layers of
+            the model's blocks, without embeddings and output head.
+        dtype: of the models. Half precision multiplies gradients in float32; check its ranking before you trust it.
+        device: "auto": the first accelerator, or else the CPU.
+        batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator.
+        query_memory: bytes for the gradients of the queries; more queries go in several passes.
+        max_new_tokens: of an output that the last checkpoint generates where a query has none.
+    """
+
+    parameters: tuple[str, ...] = ()
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    query_memory: int = 4 << 30
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "float64", "bfloat16"):
+            raise UsageError(
+                f"dtype {self.dtype!r}",
+                expected="float32, float64 or bfloat16",
+                cause="float16 overflows in gradients",
+                fix="choose one of them",
+            )
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UsageError(f"batch_tokens={self.batch_tokens}", expected="at least 1", fix="leave it out")
+
+
+def trace(
+    run: TrainingRun,
+    train: Examples,
+    queries: Sequence[Query],
+    *,
+    method: Method,
+    format: TokenFormat | None = None,
+    compute: Compute | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Scores:
+    """Scores every training row for every query, by one method.
+
+    Args:
+        run: base model and checkpoints. train: the rows it was trained on. queries: what is asked.
+        method: such as `headwater.DDA()`.
+        format: how training turned rows into tokens (loss mask, maximum length, end-of-sequence token).
+        compute: layers, precision, device, batch size.
+        out: run directory; with it an interrupted trace goes on where it stopped, and the scores are saved.
+
+    Raises:
+        HeadwaterError: one line for anything that the caller can mend.
+    """
+    return trace_all(run, train, queries, methods=[method], format=format, compute=compute, out=out)[method.name]
+
+
+def trace_all(
+    run: TrainingRun,
+    train: Examples,
+    queries: Sequence[Query],
+    *,
+    methods: Sequence[Method],
+    format: TokenFormat | None = None,
+    compute: Compute | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> dict[str, Scores]:
+    """As `trace`, for several methods at once: what they share is computed once. Method name -> scores."""
+    format, compute = format or TokenFormat(), compute or Compute()
+    names = [method.name for method in methods]
+    if not methods or len(set(names)) < len(names):
+        raise UsageError(
+            f"methods {', '.join(names) or 'none'}", expected="at least one, each once", fix="leave the second one out"
+        )
+    if not queries:
+        raise DataError("no query", expected="at least one prompt", fix="give --prompt or --queries")
+    plans = [method.plan(run) for method in methods]
+    config = describe(run, train, queries, methods, format, compute)
+    with run_directory(out, config) as state:
+        tokenizer = run.tokenizer()
+        encoder = Encoder(tokenizer, format, train.template)
+        loop = _Loop(run, train, tokenizer, encoder, compute, state, config)
+        answers = loop.run(queries, methods, plans)
+        if out is not None:
+            first, *others = answers.values()
+            first.save(Path(out), others=others)
+    return answers
+
+
+def describe(
+    run: TrainingRun,
+    train: Examples,
+    queries: Sequence[Query],
+    methods: Sequence[Method],
+    format: TokenFormat,
+    compute: Compute,
+) -> dict[str, Any]:
+    """Everything that decides the result, as JSON values: the content of config.json."""
+    checkpoints = [*run.checkpoints, *([run.base] if run.base else [])]
+    return {
+        "checkpoints": [
+            {key: value for key, value in asdict(c).items() if value is not None} | {"fingerprint": c.fingerprint()}
+            for c in checkpoints
+        ],
+        "quantization": run.quantization,
+        "train": {
+            "name": train.name,
+            "rows": len(train),
+            "fingerprint": train.fingerprint,
+            "template": train.template,
+        },
+        "queries": [query_record(query) for query in queries],
+        "methods": [
+            {"name": method.name, "class": type(method).__name__}
+            | {"options": asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}}
+            for method in methods
+        ],
+        "format": asdict(format),
+        "compute": asdict(compute),
+        "versions": _versions(),
+    }
+
+
+class _Loop:
+    def __init__(
+        self,
+        run: TrainingRun,
+        train: Examples,
+        tokenizer: Any,
+        encoder: Encoder,
+        compute: Compute,
+        state: RunState,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.run_, self.train, self.compute = run, train, compute
+        self.tokenizer, self.encoder = tokenizer, encoder
+        self.state, self.config = state, config
+        self.notes: dict[str, Any] = {}
+
+    def run(self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan]) -> dict[str, Scores]:
+        """Scores of every method."""
+        self.device, self.dtype, self.precision, batch_tokens = _resources(self.compute)
+        encoded, report = self.encoder.examples(self.train)
+        for line in report.lines():
+            progress.note(line)
+        self.notes["rows"] = report.lines()
+        if report.without_targets == len(self.train):
+            raise DataError(
+                f"no row of {self.train.name} has a token that the loss counts",
+                expected="completions to learn from",
+                cause="empty completions, or a maximum length that cuts them all off",
+                fix="check the columns, or raise --max-length",
+            )
+        from headwater.attribution.passes import Rows
+
+        self.batch_tokens = batch_tokens
+        self.rows = Rows.of(encoded, batch_tokens)
+        queries = self._with_outputs(queries)
+        sides = encode_queries(queries, self.encoder)
+        done, leanings = self._visit_all(plans, queries, sides)
+        answers = {}
+        for method, plan in zip(methods, plans, strict=True):
+            if isinstance(plan, TextPlan):
+                score_QN = method.score_text(queries, self.train)  # type: ignore[attr-defined]
+                values = {"text": np.stack([score_QN[list(t.members)].sum(0) for t in sides.targets])}
+            else:
+                values = terms(plan, done)
+            answers[method.name] = Scores.combine(
+                method.name,
+                values,
+                method.weights(self.run_, values, sides.targets),
+                queries=queries,
+                targets=sides.targets,
+                train=self.train,
+                leanings=leanings,
+                provenance=dict(self.config) | {"notes": self.notes},
+            )
+        return answers
+
+    def _visit_all(
+        self, plans: Sequence[Plan], queries: Sequence[Query], sides: Sides
+    ) -> tuple[dict[Key, np.ndarray], list[Leaning]]:
+        todo = visits(self.run_, plans)
+        done: dict[Key, np.ndarray] = {}
+        lean: dict[str, list[Leaning]] = {}
+        if all(plan_uses(plan) == set() for plan in plans):
+            todo = []  # words alone: no model is loaded
+        total = sum(_passes(visit, sides) for visit in todo) * sum(self.rows.tokens(c) for c in self.rows.chunks)
+        with progress.bar("Tracing", total) as bar:
+            for visit in todo:
+                bar.describe(f"Tracing: {visit.checkpoint}")
+                lean[visit.checkpoint] = self._visit(visit, queries, sides, done, bar)
+        order = [*(["base"] if "base" in lean else []), *(c.name for c in self.run_.checkpoints if c.name in lean)]
+        return done, [leaning for name in order for leaning in lean[name]]
+
+    def _visit(
+        self, visit: Visit, queries: Sequence[Query], sides: Sides, done: dict[Key, np.ndarray], bar: progress.Bar
+    ) -> list[Leaning]:
+        """All that is wanted at one checkpoint; loads no model where every piece of it is finished."""
+        from headwater.attribution import passes
+
+        name = visit.checkpoint
+        place: Place | None = None
+
+        def loaded() -> Place:
+            nonlocal place
+            if place is None:
+                place = self._load(name)
+            return place
+
+        products = sorted(visit.products)
+        if products or visit.keep_sides:
+            blocks = self._blocks(sides, queries, loaded)
+            parts: list[tuple[list[int], dict[Any, np.ndarray]]] = []
+            for number, block in enumerate(blocks):
+                stem = f"{name}/gradients-{number:03d}"
+                part = _part(sides, block)
+                if visit.keep_sides and self.state.load(f"{name}/sides-{number:03d}") is None:
+                    self.state.save(f"{name}/sides-{number:03d}", self._side_gradients(loaded(), part).arrays())
+                if not products:
+                    continue
+                if passes.finished(stem, self.rows, self.state):
+                    arrays = passes.run_chunks(stem, self.rows, self.state, None, bar)
+                    found = {p: arrays[passes.product_name(p)] for p in products}
+                else:
+                    matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
+                    stored = {
+                        at: self._stored(at, number, name, loaded(), part) for at in sorted({p.query_at for p in products})
+                    }
+                    found = passes.gradient_pass(loaded(), stem, products, stored, matrices, bar)
+                parts.append((_target_numbers(sides, part), found))
+            for product in products:
+                full = np.zeros((len(sides.targets), len(self.train)))
+                for numbers, found in parts:
+                    full[numbers] = found[product]
+                done[name, product] = full
+        for difference in sorted(visit.differences, key=repr):
+            stem = f"{name}/difference-{digest(repr(difference).encode())[:8]}"
+            done[name, difference] = passes.difference_pass(loaded(), stem, difference, sides, bar)
+        for plan in sorted(visit.representations, key=repr):
+            stem = f"{name}/representation-{digest(repr(plan).encode())[:8]}"
+            done[name, plan] = passes.representation_pass(loaded(), stem, plan, sides, bar)
+        return self._leanings(name, queries, sides, loaded)
+
+    def _load(self, name: str) -> Place:
+        from headwater.attribution.passes import Place
+        from headwater.gradients.layers import select_layers
+
+        model = self.run_.load(self.run_.named(name), dtype=self.dtype, device=self.device)
+        _check_vocabulary(model, self.rows, name)
+        selection = select_layers(model, self.compute.parameters)
+        if "layers" not in self.notes:
+            self.notes["layers"] = selection.sentence()
+            progress.note(selection.sentence()[0].upper() + selection.sentence()[1:] + ".")
+            self._layer_shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
+        shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
+        if shapes != self._layer_shapes:
+            raise UsageError(
+                f"{name} has other linear layers than the checkpoints before it",
+                expected="one architecture for base and checkpoints",
+                cause="the base is not the model this run started from",
+                fix="give the right --base",
+            )
+        return Place(name, model, selection.layers, self.rows, self.state, self.precision)
+
+    def _side_gradients(self, place: Place, sides: Sides) -> SideGradients:
+        from headwater.gradients.contraction import side_gradients
+
+        return side_gradients(
+            place.model,
+            place.layers,
+            sides.encoded,
+            batch_tokens=self.batch_tokens,
+            example_tokens=self.rows.mean_tokens,
+            precision=self.precision,
+        )
+
+    def _stored(self, at: str, block: int, here: str, place: Place, sides: Sides) -> SideGradients:
+        from headwater.gradients.contraction import SideGradients
+
+        kept = self.state.load(f"{at}/sides-{block:03d}")
+        if kept is not None:
+            return SideGradients.of_arrays(kept, place.device)
+        if at != here:
+            raise RuntimeError(f"the queries' gradients at {at} were not kept")
+        return self._side_gradients(place, sides)
+
+    def _blocks(self, sides: Sides, queries: Sequence[Query], loaded: Any) -> list[list[int]]:
+        kept = self.state.load("blocks")
+        if kept is None:
+            from headwater.attribution.passes import blocks
+            from headwater.gradients.contraction import side_bytes
+
+            layers = loaded().layers
+            of_side = [side_bytes(layers, side, self.precision) for side in sides.encoded]
+            sizes = [
+                of_side[o] + (of_side[c] if c >= 0 else 0)
+                for o, c in zip(sides.output_Q, sides.corrected_Q, strict=True)
+            ]
+            groups = [target.members for target in sides.targets if target.kind == "group"]
+            number = np.zeros(len(queries), np.int64)
+            for b, block in enumerate(blocks(sizes, groups, self.compute.query_memory)):
+                number[block] = b
+            kept = {"number": number}
+            self.state.save("blocks", kept)
+        count = int(kept["number"].max()) + 1
+        if count > 1:
+            progress.note(f"The queries' gradients do not fit in memory together: {count} passes over the rows.")
+        return [np.flatnonzero(kept["number"] == b).tolist() for b in range(count)]
+
+    def _leanings(self, name: str, queries: Sequence[Query], sides: Sides, loaded: Any) -> list[Leaning]:
+        """Log-probabilities of the queries' outputs here, in nats (sum over the chosen tokens)."""
+        kept = self.state.load(f"{name}/leaning")
+        if kept is None:
+            import torch
+
+            from headwater.gradients.batches import collate, losses
+
+            place = loaded()
+            sums = np.zeros(len(sides.encoded))
+            with torch.no_grad():
+                for s, side in enumerate(sides.encoded):
+                    loss = losses(place.model, collate([side], place.device, self.precision))
+                    sums[s] = -float(loss[0]) * side.targets
+            kept = {"output": sums}
+            self.state.save(f"{name}/leaning", kept)
+        return [
+            Leaning(
+                query=sides.targets[q].name,
+                checkpoint=name,
+                output=float(kept["output"][o]),
+                corrected=float(kept["output"][c]) if c >= 0 else None,
+            )
+            for q, (o, c) in enumerate(zip(sides.output_Q, sides.corrected_Q, strict=True))
+        ]
+
+    def _with_outputs(self, queries: Sequence[Query]) -> list[Query]:
+        """Lets the last checkpoint say the outputs that are missing (greedy)."""
+        if all(query.output is not None for query in queries):
+            return list(queries)
+        kept = self.state.load("generated")
+        if kept is None:
+            model = self._load(self.run_.last.name).model
+            kept = {}
+            with progress.bar("Generating outputs", len(queries)) as bar:
+                for q, query in enumerate(queries):
+                    if query.output is None:
+                        text = generate(model, self.tokenizer, self.encoder, query, self.compute.max_new_tokens)
+                        kept[str(q)] = np.frombuffer(text.encode(), np.uint8)
+                    bar.advance()
+            self.state.save("generated", kept)
+        out = []
+        for q, query in enumerate(queries):
+            text = kept[str(q)].tobytes().decode() if str(q) in kept else None
+            if text is not None and not text.strip():
+                raise DataError(
+                    f"the last checkpoint says nothing after {str(query.prompt)[:60]!r}",
+                    expected="an output to trace",
+                    cause="it ends the text at once",
+                    fix="give the output",
+                )
+            out.append(query.with_output(text) if text is not None else query)
+        return out
+
+
+def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new_tokens: int) -> str:
+    """What a model says after the query's prompt, by greedy decoding, special tokens left out."""
+    import torch
+
+    ids = torch.tensor([encoder.prompt_ids(query.prompt)], device=next(model.parameters()).device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _resources(compute: Compute) -> tuple[torch.device, torch.dtype, torch.dtype, int]:
+    """Device, type of the models, type of the sums, tokens of a batch."""
+    import torch
+
+    if compute.device == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(compute.device)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(
+                f"the device {compute.device} cannot be used ({str(error).splitlines()[0][:80]})",
+                expected="a device of this machine, such as cpu or cuda:0",
+                fix="leave --device out",
+            ) from None
+    dtype = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[compute.dtype]
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    return device, dtype, precision, compute.batch_tokens or (2048 if device.type == "cpu" else 16384)
+
+
+def _passes(visit: Visit, sides: Sides) -> int:
+    return bool(visit.products) + 2 * len(sides.targets) * len(visit.differences) + len(visit.representations)
+
+
+def _part(sides: Sides, block: Sequence[int]) -> Sides:
+    """The sides of some queries, and the targets made of them alone."""
+    if len(block) == len(sides.output_Q):
+        return sides
+    number = {q: i for i, q in enumerate(block)}
+    encoded, outputs, corrected = [], [], []
+    for q in block:
+        outputs.append(len(encoded))
+        encoded.append(sides.encoded[sides.output_Q[q]])
+        corrected.append(len(encoded) if sides.corrected_Q[q] >= 0 else -1)
+        if sides.corrected_Q[q] >= 0:
+            encoded.append(sides.encoded[sides.corrected_Q[q]])
+    targets = [
+        replace(t, members=tuple(number[q] for q in t.members)) for t in sides.targets if set(t.members) <= set(block)
+    ]
+    return Sides(tuple(encoded), tuple(outputs), tuple(corrected), tuple(targets))
+
+
+def _target_numbers(sides: Sides, part: Sides) -> list[int]:
+    names = [target.name for target in sides.targets]
+    return [names.index(target.name) for target in part.targets]
+
+
+def _check_vocabulary(model: Any, rows: Rows, name: str) -> None:
+    size = model.get_input_embeddings().num_embeddings
+    highest = max((int(one.input_ids.max()) for one in rows.encoded.values()), default=0)
+    if highest >= size:
+        raise UsageError(
+            f"the token {highest} and {name}, whose vocabulary ends at {size - 1}",
+            expected="a tokenizer that fits the model",
+            cause="tokens added in training, or the tokenizer of another model",
+            fix="give the base and checkpoints of one run",
+        )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    out = {name: version(name) for name in ("headwater", "torch", "transformers", "tokenizers")}
+    return out | {"python": ".".join(map(str, sys.version_info[:3]))}

@@ -1,0 +1,266 @@
+"""The passes over the training rows at one checkpoint: gradients, losses under nudged weights, hidden states.
+
+Each pass goes chunk by chunk; a finished chunk is kept in the run's state, so that a killed run loses at most the
+chunk it was in.
+
+Shapes: R targets, S sides, N examples, B examples of a batch, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from headwater import progress
+from headwater.attribution.plan import RepresentationPlan
+from headwater.attribution.work import Difference
+from headwater.errors import ModelError, NumericalError
+from headwater.examples import Encoded
+from headwater.gradients.batches import can_slice_logits, collate, length_buckets, losses
+from headwater.gradients.contraction import SideGradients
+from headwater.gradients.directional import nudged
+from headwater.gradients.factors import FactorHooks
+from headwater.gradients.inner import Contractor, Product
+from headwater.gradients.layers import Layer
+from headwater.gradients.measurement import Measurement, Sides
+from headwater.run import RunState
+
+CHUNK_BATCHES = 8
+"""Batches of a chunk, the unit of work that is kept."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The encoded training rows in the order they are worked through.
+
+    Attributes:
+        encoded: rows with at least one target token, by row number of the training data.
+        count: N, all rows; those without targets keep the score 0.
+        chunks: batches of row numbers.
+    """
+
+    encoded: Mapping[int, Encoded]
+    count: int
+    chunks: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded], batch_tokens: int) -> Rows:
+        with_targets = [row for row, one in enumerate(encoded) if one.targets]
+        buckets = length_buckets([encoded[row].length for row in with_targets], batch_tokens)
+        batches = [tuple(with_targets[i] for i in bucket) for bucket in buckets]
+        chunks = [tuple(batches[i : i + CHUNK_BATCHES]) for i in range(0, len(batches), CHUNK_BATCHES)]
+        return cls({row: encoded[row] for row in with_targets}, len(encoded), tuple(chunks))
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(one.length for one in self.encoded.values()) / max(1, len(self.encoded))
+
+    def tokens(self, chunk: Sequence[Sequence[int]]) -> int:
+        return sum(self.encoded[row].length for batch in chunk for row in batch)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A loaded model and where its finished chunks are kept.
+
+    Attributes:
+        precision: type that losses are summed and gradients are multiplied in.
+    """
+
+    name: str
+    model: Any
+    layers: tuple[Layer, ...]
+    rows: Rows
+    state: RunState
+    precision: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+
+BatchWork = Callable[[Sequence[int]], dict[str, np.ndarray]]
+"""Row numbers of a batch -> arrays [..., B]."""
+
+
+def chunk_names(stem: str, rows: Rows) -> list[str]:
+    return [f"{stem}/{number:06d}" for number in range(len(rows.chunks))]
+
+
+def finished(stem: str, rows: Rows, state: RunState) -> bool:
+    return all(state.load(name) is not None for name in chunk_names(stem, rows))
+
+
+def run_chunks(stem: str, rows: Rows, state: RunState, work: BatchWork | None, bar: progress.Bar) -> dict[str, np.ndarray]:
+    """Works through the chunks that are not finished; returns arrays [..., N], 0 where a row has no targets."""
+    out: dict[str, np.ndarray] = {}
+    for name, chunk in zip(chunk_names(stem, rows), rows.chunks, strict=True):
+        numbers = np.array([row for batch in chunk for row in batch])
+        piece = state.load(name)
+        if piece is None or not np.array_equal(piece["rows"], numbers):
+            if work is None:
+                raise RuntimeError(f"chunk {name} is needed and there is no model to make it with")
+            parts = [_halving(work, batch) for batch in chunk]
+            piece = {key: np.concatenate([part[key] for part in parts], -1) for key in parts[0]}
+            _check_finite(piece, stem)
+            state.save(name, piece | {"rows": numbers})
+        for key, values in piece.items():
+            if key != "rows":
+                full = out.setdefault(key, np.zeros((*values.shape[:-1], rows.count), values.dtype))
+                full[..., numbers] = values
+        bar.advance(rows.tokens(chunk))
+    return out
+
+
+def gradient_pass(
+    place: Place,
+    stem: str,
+    products: Sequence[Product],
+    stored: Mapping[str, SideGradients],
+    matrices: Mapping[Measurement, np.ndarray],
+    bar: progress.Bar,
+) -> dict[Product, np.ndarray]:
+    """Inner products of every example with the measurements: product -> [R, N]."""
+    contractor = Contractor(stored, matrices, tuple(products), place.precision)
+    hooks = FactorHooks(place.model, place.layers)
+
+    def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
+        rows = [place.rows.encoded[row] for row in batch]
+        sums, losses_B = contractor(hooks, collate(rows, place.device, place.precision))
+        out = {product_name(product): value.cpu().numpy() for product, value in sums.items()}
+        return out | {"loss": losses_B.cpu().numpy()}
+
+    with hooks.attached():
+        arrays = run_chunks(stem, place.rows, place.state, work, bar)
+    return {product: arrays[product_name(product)] for product in products}
+
+
+def product_name(product: Product) -> str:
+    return f"{product.measurement}/{product.inner}/{product.query_at}"
+
+
+def difference_pass(
+    place: Place, stem: str, difference: Difference, sides: Sides, bar: progress.Bar
+) -> np.ndarray:
+    """Loss under the ground model minus loss under the error model, per target [R, N]."""
+    matrix_RS = sides.matrix(difference.measurement)
+    rows = []
+    for r in range(len(sides.targets)):
+        losses_N = []
+        for side, sign in (("error", 1), ("ground", -1)):
+            chosen = [one for one, weight in zip(sides.encoded, matrix_RS[r], strict=True) if weight * sign > 0]
+            name = f"{stem}/{r:04d}-{side}"
+            if not chosen:  # no corrected output: the checkpoint itself is the ground model, one pass for all targets
+                name = f"{stem}/untouched"
+            if finished(name, place.rows, place.state):
+                losses_N.append(run_chunks(name, place.rows, place.state, None, bar)["loss"])
+                continue
+            with nudged(place.model, place.layers, chosen, difference.step, place.precision):
+                losses_N.append(run_chunks(name, place.rows, place.state, _loss_work(place), bar)["loss"])
+        error_N, ground_N = losses_N
+        rows.append(ground_N.astype(np.float64) - error_N)
+    return np.stack(rows)
+
+
+def representation_pass(
+    place: Place, stem: str, plan: RepresentationPlan, sides: Sides, bar: progress.Bar
+) -> np.ndarray:
+    """Cosine of hidden states, summed over the queries of a target [R, N]."""
+
+    def states(rows: Sequence[Encoded]) -> np.ndarray:
+        batch = collate(rows, place.device, place.precision)
+        with torch.no_grad():
+            hidden = place.model(
+                input_ids=batch.input_ids_BT,
+                attention_mask=batch.attention_BT,
+                use_cache=False,
+                output_hidden_states=True,
+                **({"logits_to_keep": 1} if can_slice_logits(place.model) else {}),
+            ).hidden_states
+        if not -len(hidden) <= plan.layer < len(hidden):
+            raise ModelError(
+                f"layer {plan.layer} of a model with {len(hidden) - 1} layers",
+                expected=f"{-len(hidden)} to {len(hidden) - 1}",
+                fix="choose another layer",
+            )
+        weight_BT = batch.weight_BT
+        if plan.pooling == "last":
+            last_B = torch.tensor([int(row.loss_mask.nonzero()[0][-1]) for row in rows], device=place.device)
+            weight_BT = torch.nn.functional.one_hot(last_B, batch.shape[1]).to(weight_BT.dtype)
+        pooled_BH = torch.einsum("bt,bth->bh", weight_BT, hidden[plan.layer].to(weight_BT.dtype))
+        return torch.nn.functional.normalize(pooled_BH, dim=1).cpu().numpy()
+
+    query_QH = np.concatenate([states([sides.encoded[side]]) for side in sides.output_Q])
+    member_RQ = np.zeros((len(sides.targets), len(query_QH)))
+    for r, target in enumerate(sides.targets):
+        member_RQ[r, list(target.members)] = 1
+
+    def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
+        state_BH = states([place.rows.encoded[row] for row in batch])
+        return {"similarity": member_RQ @ (query_QH @ state_BH.T)}
+
+    return run_chunks(stem, place.rows, place.state, work, bar)["similarity"]
+
+
+def _loss_work(place: Place) -> BatchWork:
+    def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
+        rows = [place.rows.encoded[row] for row in batch]
+        with torch.no_grad():
+            losses_B = losses(place.model, collate(rows, place.device, place.precision))
+        return {"loss": losses_B.cpu().numpy()}
+
+    return work
+
+
+def _halving(work: BatchWork, batch: Sequence[int]) -> dict[str, np.ndarray]:
+    """Runs a batch; one that does not fit the accelerator's memory is halved and tried again."""
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise ModelError(
+                "one training row does not fit in the accelerator's memory beside the model",
+                expected="room for a single row",
+                cause="a long row, or many queries",
+                fix="lower --max-length, trace fewer queries at once, or use --device cpu",
+            ) from None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(batch) // 2
+    first, second = _halving(work, batch[:half]), _halving(work, batch[half:])
+    return {key: np.concatenate([first[key], second[key]], -1) for key in first}
+
+
+def _check_finite(piece: Mapping[str, np.ndarray], stem: str) -> None:
+    for key, values in piece.items():
+        if not np.isfinite(values).all():
+            raise NumericalError(
+                f"{key} at {stem} is NaN or infinite for some row",
+                expected="finite numbers",
+                cause="a checkpoint with broken weights, or half precision that overflows",
+                fix="check the checkpoint, or use --dtype float32",
+            )
+
+
+def blocks(sizes: Sequence[int], members: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+    """Queries in blocks whose gradients fit in `budget` bytes together; queries of one group stay together.
+
+    Args:
+        sizes: bytes of each query's gradients. members: groups, as numbers of queries.
+    """
+    group_of = {q: number for number, group in enumerate(members) for q in group}
+    bundles: dict[tuple[str, int], list[int]] = {}
+    for q in range(len(sizes)):
+        bundles.setdefault(("group", group_of[q]) if q in group_of else ("query", q), []).append(q)
+    block: list[int] = []
+    for bundle in bundles.values():
+        if block and sum(sizes[q] for q in block + bundle) > budget:
+            yield block
+            block = []
+        block = block + bundle
+    if block:
+        yield block

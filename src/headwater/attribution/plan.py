@@ -1,0 +1,105 @@
+"""A method is a plan: which numbers are wanted of which checkpoints, and how they are added up.
+
+    score[q, i] = sum_k w_k < grad m(q; theta_a(k)), N grad l(z_i; theta_b(k)) >
+
+A plan names its terms; the loop (`headwater.attribution.loop`) computes each distinct term once, for all methods
+asked for together. A method owns no data loop.
+
+Shapes: R targets (queries, then groups), N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from headwater.checkpoints import TrainingRun
+from headwater.examples import Examples, Query
+from headwater.gradients.measurement import Measurement, Target
+
+Terms = Mapping[str, np.ndarray]
+"""Term name -> values [R, N]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One inner product: the query's gradient at one checkpoint, the example's at the same or another one."""
+
+    name: str
+    query_at: str
+    example_at: str
+
+    @classmethod
+    def at(cls, checkpoint: str) -> Term:
+        return cls(name=checkpoint, query_at=checkpoint, example_at=checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientPlan:
+    """Inner products of gradients."""
+
+    measurement: Measurement
+    inner: Literal["dot", "cosine", "layer_cosine"]
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionalPlan:
+    """Differences of losses between ground and error models, one term per checkpoint named."""
+
+    measurement: Measurement
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: float
+    steps: int
+    at: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationPlan:
+    """Cosine of hidden states: mean over the target tokens, or the last of them, of one layer's output."""
+
+    at: str
+    layer: int
+    pooling: Literal["mean", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan:
+    """Scores from the words alone; the method itself has `score_text`."""
+
+
+Plan = GradientPlan | DirectionalPlan | RepresentationPlan | TextPlan
+
+
+class Method(Protocol):
+    """What every attribution method is: a frozen dataclass with a name, a plan and the weights of its terms."""
+
+    @property
+    def name(self) -> str: ...
+
+    def plan(self, run: TrainingRun) -> Plan:
+        """The terms it needs of this run. Raises UsageError where the run cannot give them."""
+
+    def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
+        """Term name -> w_k. May look at the terms (an automatic beta does)."""
+
+
+class TextMethod(Method, Protocol):
+    """A method whose plan is a TextPlan."""
+
+    def score_text(self, queries: Sequence[Query], train: Examples) -> np.ndarray:
+        """Scores of every query and example [Q, N]."""
+
+
+def plan_uses(plan: Plan) -> set[str]:
+    """Names of the checkpoints whose model a plan needs."""
+    if isinstance(plan, GradientPlan):
+        return {place for term in plan.terms for place in (term.query_at, term.example_at)}
+    if isinstance(plan, DirectionalPlan):
+        return set(plan.at)
+    if isinstance(plan, RepresentationPlan):
+        return {plan.at}
+    return set()

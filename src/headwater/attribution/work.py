@@ -1,0 +1,83 @@
+"""What a set of methods needs, checkpoint by checkpoint: each distinct number once.
+
+Shapes: R targets, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headwater.attribution.plan import DirectionalPlan, GradientPlan, Plan, RepresentationPlan
+from headwater.checkpoints import BASE, TrainingRun
+from headwater.gradients.directional import Step
+from headwater.gradients.inner import Product
+from headwater.gradients.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of losses between ground and error model at one checkpoint."""
+
+    measurement: Measurement
+    step: Step
+
+
+@dataclass
+class Visit:
+    """All that is wanted of one checkpoint: its model is loaded once for all of it.
+
+    Attributes:
+        keep_sides: the queries' gradients here are wanted at a later visit.
+    """
+
+    checkpoint: str
+    products: set[Product] = field(default_factory=set)
+    differences: set[Difference] = field(default_factory=set)
+    representations: set[RepresentationPlan] = field(default_factory=set)
+    keep_sides: bool = False
+
+
+Key = tuple[str, Product | Difference | RepresentationPlan]
+"""Checkpoint of the example's side, and the number wanted there."""
+
+
+def visits(run: TrainingRun, plans: Sequence[Plan]) -> list[Visit]:
+    """The checkpoints to visit: the last first, the base at the end, so that cross terms with the base find the
+    queries' gradients of every checkpoint made already. The last checkpoint and the base are always visited, to
+    say how they lean."""
+    by_name = {name: Visit(name) for name in (run.last.name, *([BASE] if run.base else []))}
+    for plan in plans:
+        for _, (place, wanted) in keys(plan):
+            visit = by_name.setdefault(place, Visit(place))
+            if isinstance(wanted, Product):
+                visit.products.add(wanted)
+                if wanted.query_at != place:
+                    by_name.setdefault(wanted.query_at, Visit(wanted.query_at)).keep_sides = True
+            elif isinstance(wanted, Difference):
+                visit.differences.add(wanted)
+            else:
+                visit.representations.add(wanted)
+    order = [c.name for c in reversed(run.checkpoints)] + [BASE]
+    return [by_name[name] for name in order if name in by_name]
+
+
+def keys(plan: Plan) -> list[tuple[str, Key]]:
+    """Term name and key of every term of a plan."""
+    if isinstance(plan, GradientPlan):
+        return [
+            (t.name, (t.example_at, Product(plan.measurement, plan.inner, t.query_at))) for t in plan.terms
+        ]
+    if isinstance(plan, DirectionalPlan):
+        step = Step(optimizer=plan.optimizer, learning_rate=plan.learning_rate, steps=plan.steps)
+        return [(name, (name, Difference(plan.measurement, step))) for name in plan.at]
+    if isinstance(plan, RepresentationPlan):
+        return [(plan.at, (plan.at, plan))]
+    return []
+
+
+def terms(plan: Plan, done: Mapping[Key, np.ndarray]) -> dict[str, np.ndarray]:
+    """Term name -> values [R, N] of a plan, from everything that was computed."""
+    return {name: done[key] for name, key in keys(plan)}

@@ -1,0 +1,455 @@
+"""Training runs as they lie around: the base model and the checkpoints of one fine-tuning.
+
+Nothing here loads a model before `TrainingRun.load`; what can be known from the files (a missing folder, a missing
+base, a pickle) is refused before that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headwater.errors import ModelError, NumericalError, UsageError
+from headwater.run import digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One model of a training run.
+
+    Attributes:
+        name: unique within the run; `base` for the base model.
+        location: folder or hub id.
+        kind: `full` for a whole model, `adapter` for a PEFT adapter on `base`.
+        base: for an adapter, folder or hub id of the model it sits on.
+        step, epoch: where in training it was taken, where known.
+        learning_rate: mean learning rate of the steps since the checkpoint before it, where logged.
+        revision: commit of a model on the hub.
+    """
+
+    name: str
+    location: str
+    kind: Literal["full", "adapter"] = "full"
+    base: str | None = None
+    step: int | None = None
+    epoch: float | None = None
+    learning_rate: float | None = None
+    revision: str | None = None
+
+    def fingerprint(self) -> str:
+        """Identifies the weights: sizes and samples of the files of a folder, the commit of a hub id."""
+        folder = Path(self.location)
+        if not folder.is_dir():
+            return f"hub:{self.location}@{self.revision}"
+        parts: list[bytes] = []
+        for file in sorted(folder.iterdir()):
+            if file.name.endswith((".safetensors", ".bin")) or file.name in ("config.json", "adapter_config.json"):
+                parts += [file.name.encode(), _sample(file)]
+        return digest(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """The base model (where known) and the fine-tuned checkpoints, oldest first.
+
+    Attributes:
+        quantization: load base models in "4bit" or "8bit" (needs bitsandbytes).
+        trust_remote_code: allow models that bring their own code. Off unless the user says so.
+        allow_pickle: allow weights in pickle files (`.bin`), which can run code when loaded.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    base: Checkpoint | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoints: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        base: str | os.PathLike[str] | None = None,
+        every: Literal["epoch", "checkpoint"] = "epoch",
+        quantization: Literal["4bit", "8bit"] | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> TrainingRun:
+        """Finds the checkpoints of a run.
+
+        Args:
+            checkpoints: a Trainer or TRL output folder with `checkpoint-*` in it; or one or several model folders,
+                adapter folders or hub ids, oldest first.
+            base: the model before fine-tuning; for adapters taken from their own config if not given.
+            every: of an output folder, the last checkpoint of every epoch, or every checkpoint.
+
+        Raises:
+            ModelError: nothing there, no model in it, adapters of different bases, weights only as pickle.
+            UsageError: quantization without bitsandbytes.
+        """
+        if every not in ("epoch", "checkpoint"):
+            raise UsageError(f"every={every!r}", expected="'epoch' or 'checkpoint'", fix="choose one of them")
+        if quantization is not None:
+            _require_bitsandbytes(quantization)
+        one = isinstance(checkpoints, str | os.PathLike)
+        places = [os.fspath(c) for c in ([checkpoints] if one else checkpoints)]  # type: ignore[list-item,union-attr]
+        if not places:
+            raise ModelError("no checkpoint", expected="at least one", fix="give --checkpoints")
+        found: list[Checkpoint] = []
+        for place in places:
+            found += _discover(place, every, allow_pickle)
+        base_place = os.fspath(base) if base is not None else None
+        bases = {c.base for c in found if c.kind == "adapter"}
+        if base_place is None and len(bases) > 1:
+            raise ModelError(
+                f"adapters of different base models: {', '.join(sorted(map(str, bases)))}",
+                expected="the checkpoints of one training run",
+                fix="trace them apart, or give --base",
+            )
+        if base_place is None and bases:
+            base_place = next(iter(bases))
+        found = [replace(c, base=base_place) if c.kind == "adapter" else c for c in _named(found)]
+        if any(c.kind == "adapter" and c.base is None for c in found):
+            raise ModelError(
+                "an adapter whose config names no base model", expected="its base model", fix="give --base"
+            )
+        base_checkpoint = None
+        if base_place is not None:
+            _check_model_place(base_place, allow_pickle)
+            if (Path(base_place) / "adapter_config.json").exists():
+                raise ModelError(
+                    f"the base {base_place} is an adapter", expected="a whole model", fix="give the model it sits on"
+                )
+            revision = None if Path(base_place).exists() else _hub_config(base_place).parent.name
+            base_checkpoint = Checkpoint(name=BASE, location=base_place, step=0, epoch=0.0, revision=revision)
+        return cls(
+            checkpoints=tuple(found),
+            base=base_checkpoint,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+
+    @property
+    def last(self) -> Checkpoint:
+        return self.checkpoints[-1]
+
+    def named(self, name: str) -> Checkpoint:
+        """The checkpoint of that name, `base` included."""
+        if name == BASE:
+            return self.require_base()
+        for checkpoint in self.checkpoints:
+            if checkpoint.name == name:
+                return checkpoint
+        known = ", ".join(c.name for c in self.checkpoints)
+        raise ModelError(f"no checkpoint {name}", expected=f"one of {known}", fix="choose one of them")
+
+    def require_base(self, why: str = "this method compares with the base model") -> Checkpoint:
+        if self.base is None:
+            raise UsageError(
+                "no base model", expected="the model before fine-tuning", cause=why, fix="give --base, folder or hub id"
+            )
+        return self.base
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the last checkpoint, or else of the base.
+
+        Raises:
+            ModelError: no tokenizer, or one that differs between base and checkpoint.
+        """
+        last = self.last
+        places = [last.location, *([last.base] if last.base else []), *([self.base.location] if self.base else [])]
+        with_tokenizer = [p for p in dict.fromkeys(places) if not Path(p).is_dir() or _has_tokenizer(Path(p))]
+        if not with_tokenizer:
+            raise ModelError(
+                f"no tokenizer in {', '.join(dict.fromkeys(places))}",
+                expected="tokenizer files beside the last checkpoint or the base model",
+                fix="save the tokenizer there (tokenizer.save_pretrained)",
+            )
+        tokenizer = self._load_tokenizer(with_tokenizer[0])
+        for place in with_tokenizer[1:]:
+            other = self._load_tokenizer(place)
+            if other.get_vocab() != tokenizer.get_vocab() and not _extends(tokenizer, other):
+                raise ModelError(
+                    f"the tokenizers of {with_tokenizer[0]} and {place} differ",
+                    expected="one vocabulary for base and checkpoints",
+                    cause="the base is not the model this run started from",
+                    fix="give the right --base",
+                )
+        return tokenizer
+
+    def _load_tokenizer(self, place: str) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                place, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"the tokenizer of {place} cannot be loaded ({_first_line(error)})",
+                expected="a folder or hub id with a tokenizer",
+                fix="check the name, or that the hub can be reached",
+            ) from None
+        return tokenizer
+
+    def load(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """Loads a model in evaluation mode; an adapter is attached to its base, not merged.
+
+        Raises:
+            ModelError: it cannot be loaded, or weights are missing from its files.
+            NumericalError: a weight is NaN or infinite.
+        """
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        place = checkpoint.location if checkpoint.kind == "full" else str(checkpoint.base)
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if not self.allow_pickle:
+            options["use_safetensors"] = True
+        if self.quantization is not None:
+            options |= {"quantization_config": _quantization(self.quantization, dtype), "device_map": {"": device}}
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                place, torch_dtype=dtype, output_loading_info=True, **options
+            )
+            missing = sorted(report["missing_keys"])
+            if missing:
+                raise ModelError(
+                    f"{place} lacks {len(missing)} weights, {missing[0]} for one",
+                    expected="a complete causal language model",
+                    cause="another kind of model, or an interrupted save",
+                    fix="check the folder",
+                )
+            if checkpoint.kind == "adapter":
+                model = _attach(model, checkpoint)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ModelError(
+                f"{checkpoint.name} ({checkpoint.location}) cannot be loaded ({_first_line(error)})",
+                expected="a causal language model that transformers can load",
+                fix="check the folder or hub id, and that the hub can be reached",
+            ) from None
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+        model.eval()
+        if self.quantization is None:
+            model.to(device=device, dtype=dtype)
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and not math.isfinite(float(parameter.detach().double().abs().sum())):
+                raise NumericalError(
+                    f"the weight {name} of {checkpoint.name} is NaN or infinite",
+                    expected="finite weights",
+                    cause="training diverged",
+                    fix="leave this checkpoint out",
+                )
+        return model  # type: ignore[no-any-return]
+
+
+def _discover(place: str, every: str, allow_pickle: bool) -> list[Checkpoint]:
+    folder = Path(place)
+    if not folder.exists():
+        return [_hub_checkpoint(place)]
+    if not folder.is_dir():
+        _check_model_place(place, allow_pickle)
+    steps = sorted((int(m[1]), f) for f in folder.iterdir() if (m := re.fullmatch(r"checkpoint-(\d+)", f.name)))
+    steps = [(step, f) for step, f in steps if f.is_dir() and _kind(f) is not None]
+    if not steps:
+        _check_model_place(place, allow_pickle)
+        return [_read_checkpoint(folder, previous_step=0)]
+    found = []
+    previous = 0
+    for step, checkpoint_folder in steps:
+        _check_model_place(str(checkpoint_folder), allow_pickle)
+        found.append(_read_checkpoint(checkpoint_folder, previous_step=previous))
+        previous = step
+    if every == "epoch" and all(c.epoch is not None for c in found):
+        last_of_epoch = {math.ceil(round(c.epoch or 0.0, 3)): c for c in found}
+        found = list(last_of_epoch.values())
+    return found
+
+
+def _read_checkpoint(folder: Path, *, previous_step: int) -> Checkpoint:
+    step = epoch = rate = None
+    state = folder / "trainer_state.json"
+    if state.exists():
+        try:
+            record = json.loads(state.read_text("utf-8"))
+            step, epoch = int(record["global_step"]), float(record["epoch"])
+            history = record.get("log_history", [])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{state} cannot be read ({_first_line(error)})",
+                expected="the trainer_state.json that Trainer writes",
+                cause="an interrupted save",
+                fix="leave this checkpoint out",
+            ) from None
+        rates = [(int(e["step"]), float(e["learning_rate"])) for e in history if "learning_rate" in e and "step" in e]
+        since = [r for s, r in rates if previous_step < s <= step] or [r for s, r in rates if s <= step][-1:]
+        rate = sum(since) / len(since) if since else None
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        try:
+            base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
+        except ValueError as error:
+            raise ModelError(
+                f"{adapter} cannot be read ({_first_line(error)})",
+                expected="the config of a PEFT adapter",
+                fix="check the file",
+            ) from None
+        return Checkpoint(
+            name=folder.name, location=str(folder), kind="adapter", base=base, step=step, epoch=epoch, learning_rate=rate
+        )
+    return Checkpoint(name=folder.name, location=str(folder), step=step, epoch=epoch, learning_rate=rate)
+
+
+def _hub_checkpoint(place: str) -> Checkpoint:
+    config = _hub_config(place)
+    name, revision = place.rsplit("/", 1)[-1], config.parent.name
+    if config.name == "config.json":
+        return Checkpoint(name=name, location=place, revision=revision)
+    base = json.loads(config.read_text("utf-8")).get("base_model_name_or_path")
+    return Checkpoint(name=name, location=place, kind="adapter", base=base, revision=revision)
+
+
+def _hub_config(place: str) -> Path:
+    """The config of a model on the hub (its folder is named by the commit), or one clear error."""
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    reason = "no model of that name"
+    if not Path(place).is_absolute() and not place.startswith("."):
+        for file in ("adapter_config.json", "config.json"):
+            try:
+                return Path(hf_hub_download(place, file))
+            except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                    continue
+                reason = "not in the local cache and the hub cannot be reached"
+            except (HfHubHTTPError, HFValidationError) as error:
+                reason = _first_line(error)
+    raise ModelError(
+        f"{place} is neither a folder nor a hub id that can be loaded ({reason})",
+        expected="a Trainer output folder, a model or adapter folder, or a hub id",
+        cause="a mistyped path, seen from another folder",
+        fix="check the path or the name",
+    )
+
+
+def _named(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Gives each checkpoint a name of its own, with more of its path where folders share a name."""
+    found = list(found)
+    names = [c.name for c in found]
+    if BASE not in names and len(set(names)) == len(names):
+        return found
+    longer = [Path(c.location).as_posix().strip("/").replace("/", ":") for c in found]
+    if len(set(longer)) < len(longer):
+        twice = next(c.location for c, name in zip(found, longer, strict=True) if longer.count(name) > 1)
+        raise ModelError(f"the checkpoint {twice} is given twice", expected="each once", fix="leave one out")
+    return [replace(c, name=name) for c, name in zip(found, longer, strict=True)]
+
+
+def _kind(folder: Path) -> str | None:
+    if (folder / "adapter_config.json").exists():
+        return "adapter"
+    return "full" if (folder / "config.json").exists() else None
+
+
+def _check_model_place(place: str, allow_pickle: bool) -> None:
+    folder = Path(place)
+    if not folder.exists():
+        _hub_config(place)
+        return
+    if not folder.is_dir() or _kind(folder) is None:
+        raise ModelError(
+            f"{place} holds no model",
+            expected="checkpoint-* folders, or a config.json or adapter_config.json",
+            cause="the folder above or below the right one",
+            fix="give the Trainer's output folder or a model folder",
+        )
+    names = [f.name for f in folder.iterdir()]
+    if any(n.endswith(".safetensors") for n in names) or allow_pickle:
+        return
+    if any(n.endswith(".bin") for n in names):
+        raise ModelError(
+            f"{place} has its weights as pickle files only",
+            expected="safetensors",
+            cause="pickle can run code when it is loaded",
+            fix="save the model again with safetensors, or pass --allow-pickle if you trust it",
+        )
+    raise ModelError(f"{place} has a config but no weights", expected="*.safetensors beside it", fix="check the folder")
+
+
+def _attach(model: Any, checkpoint: Checkpoint) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ModelError(
+            f"{checkpoint.location} is a PEFT adapter and peft is not installed",
+            expected="the package peft",
+            fix="pip install 'headwater[peft]'",
+        ) from None
+    return PeftModel.from_pretrained(model, checkpoint.location, is_trainable=False)
+
+
+def _quantization(kind: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _require_bitsandbytes(kind: str) -> None:
+    import importlib.util
+
+    if kind not in ("4bit", "8bit"):
+        raise UsageError(f"quantization {kind!r}", expected="4bit or 8bit", fix="choose one of them")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"a base model in {kind} and bitsandbytes is not installed",
+            expected="the package bitsandbytes",
+            fix="pip install 'headwater[quantized]', or leave --quantization out",
+        )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json"))
+
+
+def _extends(tokenizer: Any, base: Any) -> bool:
+    """Whether the fine-tuned tokenizer is the base's with tokens added."""
+    vocabulary = tokenizer.get_vocab()
+    return all(vocabulary.get(token) == number for token, number in base.get_vocab().items())
+
+
+def _sample(file: Path, pieces: int = 16, size: int = 65536) -> bytes:
+    total = file.stat().st_size
+    parts = [str(total).encode()]
+    with open(file, "rb") as stream:
+        for piece in range(pieces):
+            stream.seek(max(0, (total - size) * piece // (pieces - 1)))
+            parts.append(stream.read(size))
+    return b"".join(parts)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]

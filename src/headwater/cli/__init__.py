@@ -1,0 +1,60 @@
+"""The command line: one module per command; each parses, calls the library and prints.
+
+Nothing heavy is imported before a command runs, so that `headwater --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from headwater import __version__
+from headwater.cli.demo import demo
+from headwater.cli.methods import methods
+from headwater.cli.trace import trace
+
+app = typer.Typer(
+    name="headwater",
+    help="Trace what a fine-tuned language model says back to the training rows that taught it to say so.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(trace)
+app.command()(methods)
+app.command()(demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headwater {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script. Mistakes of the user end in one line and exit code 2, an interrupt in exit code 130."""
+    from headwater.errors import HeadwaterError
+
+    try:
+        app(standalone_mode=True)
+    except HeadwaterError as error:
+        print(f"headwater: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("headwater: interrupted; finished work in --out is kept, the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,1 @@
+"""Gradients of single examples: which weights, which loss, and their inner products."""

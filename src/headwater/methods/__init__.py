@@ -1,0 +1,1 @@
+"""Attribution methods, each a short recipe for the one loop."""

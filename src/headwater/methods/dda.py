@@ -1,0 +1,149 @@
+"""DDA: Debias and Denoise Attribution (Wu, Pang, Shen, Cheng, EMNLP 2024, arXiv 2410.01285).
+
+The authors never released their code; what is known of their formulas, and how well, stands in docs/methods/dda.md.
+
+    denoise   s_bar[q, i] = sum_c w_c < N grad m(q; theta_c), N grad l(z_i; theta_c) >,  w_c = 1/T by default     (S)
+    debias    score level      s_bar[q, i] - beta < N grad m(q; theta_0), N grad l(z_i; theta_0) >                 (S)
+              gradient level   s_bar[q, i] - beta sum_c w_c < N grad m(q; theta_c), N grad l(z_i; theta_0) >       (D)
+
+theta_0 is the base model, theta_1 ... theta_T the fine-tuned checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import skew
+
+from headwater.attribution.plan import DirectionalPlan, GradientPlan, Plan, Term, Terms
+from headwater.checkpoints import BASE, TrainingRun
+from headwater.errors import UsageError
+from headwater.gradients.measurement import Measurement, Target
+
+BETAS = np.round(np.arange(-1.0, 1.0001, 0.05), 2)
+"""The grid `beta="auto"` chooses from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDA:
+    """Debias and Denoise Attribution.
+
+    Attributes:
+        measurement: "contrast" (loss of the output minus loss of the corrected output) or "loss".
+        inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer).
+        beta: how much of the base model's influence is taken out (negative: put in); "auto" chooses it without
+            labels, see `choose_beta`. 0 needs no pass over the base model.
+        level: debias the scores, or the examples' gradients.
+        checkpoint_weights: w_c, one per checkpoint; None: 1/T each.
+        engine: "gradient", or "directional": per checkpoint the difference of losses between a ground and an error
+            model, the authors' own form (status C), with 3 AdamW steps at 5e-6 as in CEA's code.
+        learning_rate: of the directional engine's steps.
+    """
+
+    measurement: Measurement = "contrast"
+    inner: Literal["dot", "cosine", "layer_cosine"] = "layer_cosine"
+    beta: float | Literal["auto"] = "auto"
+    level: Literal["score", "gradient"] = "score"
+    checkpoint_weights: tuple[float, ...] | None = None
+    engine: Literal["gradient", "directional"] = "gradient"
+    learning_rate: float = 5e-6
+
+    def __post_init__(self) -> None:
+        if self.beta != "auto" and not (isinstance(self.beta, int | float) and np.isfinite(self.beta)):
+            raise UsageError(f"beta={self.beta!r}", expected="a finite number or 'auto'", fix="correct beta")
+        if self.engine == "directional" and self.level == "gradient":
+            raise UsageError(
+                "debias at gradient level with the directional engine",
+                expected="score level: differences of losses have no gradient to debias",
+                fix="use level='score' or engine='gradient'",
+            )
+
+    @classmethod
+    def paper(cls, beta: float = 0.5) -> DDA:
+        """The paper's form, read literally: dot products, mean over checkpoints, minus beta times the base's.
+
+        Status S (second-hand). The paper's value of beta is unknown; 0.5 is the middle of the range [0, 1) that the
+        derivation in docs/math.md gives.
+        """
+        return cls(inner="dot", beta=beta)
+
+    @property
+    def name(self) -> str:
+        return "dda" if self.engine == "gradient" else "dda-difference"
+
+    @property
+    def uses_base(self) -> bool:
+        return self.beta != 0
+
+    def plan(self, run: TrainingRun) -> Plan:
+        tuned = [c.name for c in run.checkpoints]
+        self._checkpoint_weights(run)
+        if self.uses_base:
+            run.require_base("DDA takes out what the base model believed; beta=0 would leave that step out")
+        if self.engine == "directional":
+            return DirectionalPlan(
+                measurement=self.measurement,
+                optimizer="adamw",
+                learning_rate=self.learning_rate,
+                steps=3,
+                at=tuple(tuned + [BASE] * self.uses_base),
+            )
+        terms = [Term.at(name) for name in tuned]
+        if self.uses_base and self.level == "score":
+            terms.append(Term.at(BASE))
+        elif self.uses_base:
+            terms += [Term(name=f"{name} x {BASE}", query_at=name, example_at=BASE) for name in tuned]
+        return GradientPlan(measurement=self.measurement, inner=self.inner, terms=tuple(terms))
+
+    def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
+        tuned = dict(zip((c.name for c in run.checkpoints), self._checkpoint_weights(run), strict=True))
+        if not self.uses_base:
+            return tuned
+        base = {BASE: 1.0} if self.level == "score" else {f"{name} x {BASE}": w for name, w in tuned.items()}
+        if self.beta == "auto":
+            queries = [r for r, target in enumerate(targets) if target.kind == "query"]
+            tuned_QN = np.sum([w * terms[name][queries] for name, w in tuned.items()], axis=0)
+            base_QN = np.sum([w * terms[name][queries] for name, w in base.items()], axis=0)
+            beta = choose_beta(tuned_QN, base_QN)
+        else:
+            beta = float(self.beta)
+        return tuned | {name: -beta * w for name, w in base.items()}
+
+    def _checkpoint_weights(self, run: TrainingRun) -> list[float]:
+        if self.checkpoint_weights is None:
+            return [1 / len(run.checkpoints)] * len(run.checkpoints)
+        if len(self.checkpoint_weights) != len(run.checkpoints):
+            raise UsageError(
+                f"{len(self.checkpoint_weights)} checkpoint weights for {len(run.checkpoints)} checkpoints",
+                expected="one for each checkpoint",
+                fix="give as many as there are checkpoints",
+            )
+        return list(self.checkpoint_weights)
+
+
+def choose_beta(tuned_QN: np.ndarray, base_QN: np.ndarray) -> float:
+    """The beta of the grid at which the combined scores are most right-skewed, on average over the queries.
+
+    Few rows are responsible for what a model says, and where they are found they stick out: the distribution of the
+    right scores has a long right tail. One beta for the whole query set, from -1 to 1; no labels. Status D. Ties go
+    to the beta nearest to 0.
+
+    Args:
+        tuned_QN: denoised scores of the queries, base_QN: scores of the base model.
+    """
+    skewness = [float(np.mean(_skewness(tuned_QN - beta * base_QN))) for beta in BETAS]
+    best = max(skewness)
+    candidates = [float(beta) for beta, value in zip(BETAS, skewness, strict=True) if value >= best - 1e-9]
+    return min(candidates, key=abs) + 0.0
+
+
+def _skewness(score_QN: np.ndarray) -> np.ndarray:
+    spread_Q = score_QN.std(axis=1)
+    out_Q = np.zeros(len(score_QN))
+    varied = spread_Q > 1e-12 * np.abs(score_QN).max(axis=1, initial=0)
+    if varied.any():
+        out_Q[varied] = skew(score_QN[varied], axis=1)
+    return out_Q

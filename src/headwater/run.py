@@ -1,0 +1,171 @@
+"""A run directory: it explains itself, protects itself, and can be gone on with after any interruption.
+
+    config.json     written first: what was asked for, with fingerprints of models and data
+    state/          finished pieces of work, each written whole or not at all
+    trace.json      written last: its existence means that the work is complete
+
+The same arguments go on where the work stopped; other arguments are refused and the difference is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwater.errors import RunError
+
+CONFIG, STATE, LOCK = "config.json", "state", ".lock"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def digest(*parts: bytes) -> str:
+    """16 hexadecimal digits of a BLAKE2b hash."""
+    state = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()
+
+
+class RunState:
+    """Finished pieces of work of a run, by name: in the run directory, or in memory where there is none."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._memory: dict[str, dict[str, np.ndarray]] = {}
+
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """Arrays of a finished piece; None where it is not there (or damaged: then it is made again)."""
+        if self._folder is None:
+            return self._memory.get(name)
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = self._folder / f"{name}.piece"
+        if not path.exists():
+            return None
+        stamp, _, body = path.read_bytes().partition(b"\n")
+        if stamp.decode("ascii", "replace") != digest(body):
+            return None
+        try:
+            return dict(load(body))
+        except SafetensorError:
+            return None
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps a finished piece; a checksum stands before the safetensors bytes."""
+        if self._folder is None:
+            self._memory[name] = dict(arrays)
+            return
+        from safetensors.numpy import save
+
+        body = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+        write_whole(self._folder / f"{name}.piece", digest(body).encode() + b"\n" + body)
+
+
+@contextmanager
+def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]) -> Iterator[RunState]:
+    """Opens a run directory for work, or the memory of this process when `path` is None.
+
+    Args:
+        config: everything that changes the result, as JSON values.
+
+    Raises:
+        RunError: the folder holds something else, was made with other arguments, or is in use.
+    """
+    if path is None:
+        yield RunState(None)
+        return
+    from filelock import FileLock, Timeout
+
+    folder = Path(path)
+    config_file = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file", expected="a folder", fix="give another --out")
+    if folder.is_dir() and not config_file.exists() and any(f for f in folder.iterdir() if f.name != LOCK):
+        raise RunError(
+            f"{folder} is not empty and not a headwater run",
+            expected="a new folder, or one of an earlier run",
+            fix="give another --out",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"{folder} is in use by another process",
+            expected="one process per run directory",
+            fix="wait for it, or give another --out",
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written ({error.strerror})",
+            expected="a folder that can be written",
+            fix="give another --out",
+        ) from None
+    try:
+        wanted = json.loads(json.dumps(config))
+        if config_file.exists():
+            found = read_config(folder)
+            if found != wanted:
+                raise RunError(
+                    f"{folder} was made with other arguments: {_difference(found, wanted)}",
+                    expected="the same arguments to go on with it",
+                    fix="give another --out, or remove this folder",
+                )
+        else:
+            write_whole(config_file, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+        yield RunState(folder / STATE)
+    finally:
+        lock.release()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration a run directory was made with."""
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{folder / CONFIG} cannot be read ({error})",
+            expected="the config.json of a headwater run",
+            fix="remove this folder and run again",
+        ) from None
+    return config
+
+
+def _difference(found: Any, wanted: Any, where: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted}, key=str)
+        parts = [
+            _difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
+            for key in keys
+            if found.get(key) != wanted.get(key)
+        ]
+        return "; ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+    return f"{where} was {_short(found)}, is now {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

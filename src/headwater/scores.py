@@ -1,0 +1,383 @@
+"""Scores: for every query (or group of queries) and every training row, one number, and where it comes from.
+
+Sign: a positive score means that training on the row pushed the model TOWARDS the query's output (for a contrast:
+towards the wrong output and away from the corrected one). This is the one place where that is decided.
+
+Shapes: R targets (queries, then groups), N rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwater.errors import DataError, NumericalError, RunError
+from headwater.examples import Examples, Query
+from headwater.gradients.measurement import Target
+from headwater.run import write_whole
+
+STANDS_OUT = 8.0
+"""Robust z-score from which a row is said to stand out of the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRow:
+    """One row of an answer.
+
+    Attributes:
+        rank: 1 for the highest score.
+        percentile: share of all rows with a score at most this one, in per cent.
+        deviations: robust z-score, (score - median) / (1.4826 x median absolute deviation) over all rows.
+        per_checkpoint: term name -> the row's value there, before weights.
+    """
+
+    rank: int
+    index: int
+    id: str
+    source: str
+    score: float
+    percentile: float
+    deviations: float
+    prompt: str
+    completion: str
+    per_checkpoint: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaning:
+    """Log-probability, in nats, of a query's chosen words under one model.
+
+    Attributes:
+        corrected: of the corrected output, where there is one.
+    """
+
+    query: str
+    checkpoint: str
+    output: float
+    corrected: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a method answered.
+
+    Attributes:
+        values: [R, N], higher means more responsible for the query's output.
+        terms: term name -> [R, N]; values = sum of weights x terms.
+        leanings: log-probabilities of the outputs under the base and the checkpoints.
+        provenance: method and options, fingerprints, versions: all that is needed to do it again.
+    """
+
+    method: str
+    values: np.ndarray
+    terms: Mapping[str, np.ndarray]
+    weights: Mapping[str, float]
+    queries: Sequence[Query]
+    targets: Sequence[Target]
+    train: Examples
+    leanings: Sequence[Leaning] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (len(self.targets), len(self.train)):
+            raise DataError(
+                f"scores of shape {self.values.shape}",
+                expected=f"{len(self.targets)} targets x {len(self.train)} rows",
+                fix="this is a mistake in the method that made them",
+            )
+        broken = np.argwhere(~np.isfinite(self.values))
+        if len(broken):
+            target, row = self.targets[broken[0][0]], self.train[int(broken[0][1])]
+            raise NumericalError(
+                f"{self.method}: the score of {row.id} for {target.name} is NaN or infinite",
+                expected="finite scores",
+                cause="a checkpoint with broken weights, or half precision that overflows",
+                fix="check the checkpoints, or use --dtype float32",
+            )
+
+    @classmethod
+    def combine(
+        cls,
+        method: str,
+        terms: Mapping[str, np.ndarray],
+        weights: Mapping[str, float],
+        *,
+        queries: Sequence[Query],
+        targets: Sequence[Target],
+        train: Examples,
+        leanings: Sequence[Leaning] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """values = sum_k w_k term_k, the outer sum of the one equation."""
+        values = np.zeros((len(targets), len(train)))
+        for name, weight in weights.items():
+            values += weight * terms[name]
+        return cls(
+            method=method,
+            values=values,
+            terms=dict(terms),
+            weights=dict(weights),
+            queries=queries,
+            targets=targets,
+            train=train,
+            leanings=leanings,
+            provenance=provenance or {},
+        )
+
+    def reweighted(self, weights: Mapping[str, float]) -> Scores:
+        """The same terms with other weights, such as another beta; nothing is computed again.
+
+        Raises:
+            DataError: a weight for a term that was not computed.
+        """
+        unknown = sorted(set(weights) - set(self.terms))
+        if unknown:
+            raise DataError(
+                f"no term {', '.join(unknown)}",
+                expected=f"some of {', '.join(self.terms)}",
+                cause="a pass that this trace did not make (beta=0 leaves out the base)",
+                fix="trace again with a method that has it",
+            )
+        return Scores.combine(
+            self.method,
+            self.terms,
+            weights,
+            queries=self.queries,
+            targets=self.targets,
+            train=self.train,
+            leanings=self.leanings,
+            provenance=self.provenance,
+        )
+
+    def target_number(self, target: int | str) -> int:
+        """The row of `values` of a query or group, by number or name."""
+        names = [t.name for t in self.targets]
+        if isinstance(target, str):
+            if target not in names:
+                raise DataError(
+                    f"no query or group {target!r}", expected=f"one of {', '.join(names[:8])}", fix="choose one"
+                )
+            return names.index(target)
+        if not -len(names) <= target < len(names):
+            raise DataError(f"target {target}", expected=f"0 to {len(names) - 1}", fix="choose one of them")
+        return target % len(names)
+
+    def top(self, k: int = 20, *, target: int | str = 0, opposing: bool = False) -> list[ScoredRow]:
+        """The k rows that pushed most towards the output (or, opposing, away from it). Ties: first row first."""
+        r = self.target_number(target)
+        score_N = self.values[r]
+        order = np.argsort(score_N if opposing else -score_N, kind="stable")[: max(0, k)]
+        sorted_N = np.sort(score_N)
+        deviations_N = robust_deviations(score_N)
+        rows = []
+        for rank, index in enumerate(order.tolist(), 1):
+            example = self.train[index]
+            rows.append(
+                ScoredRow(
+                    rank=rank,
+                    index=index,
+                    id=example.id,
+                    source=example.source,
+                    score=float(score_N[index]),
+                    percentile=100.0 * float(np.searchsorted(sorted_N, score_N[index], "right")) / len(sorted_N),
+                    deviations=float(deviations_N[index]),
+                    prompt=example.prompt_text,
+                    completion=example.completion_text,
+                    per_checkpoint={name: float(values[r, index]) for name, values in self.terms.items()},
+                )
+            )
+        return rows
+
+    def standing_out(self, target: int | str = 0) -> list[int]:
+        """Numbers of the rows that stand out of the rest, best first: robust z-score of at least STANDS_OUT.
+
+        A description of the scores' shape, not a test with a known rate of false alarms.
+        """
+        score_N = self.values[self.target_number(target)]
+        deviations_N = robust_deviations(score_N)
+        order = np.argsort(-score_N, kind="stable")
+        return [int(i) for i in order if deviations_N[i] >= STANDS_OUT]
+
+    def sentences(self, target: int | str = 0) -> list[str]:
+        """The two first answers in words: was it the base model already, and does any row stand out?"""
+        r = self.target_number(target)
+        members = [self.targets[q].name for q in self.targets[r].members]
+        lines = list(_leaning_sentences(members, self.leanings))
+        out = self.standing_out(r)
+        if out:
+            count = "1 row stands out" if len(out) == 1 else f"{len(out)} rows stand out"
+            lines.append(f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median).")
+        else:
+            lines.append("No row stands out from the rest: do not read the order of the first rows as an answer.")
+        return lines
+
+    def save(self, folder: Path, *, others: Sequence[Scores] = (), top: int = 100) -> None:
+        """Writes scores.parquet (every row, every term) and trace.json, the manifest, last."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        methods = [self, *others]
+        count = len(self.train)
+        sink = pa.BufferOutputStream()
+        rows = {
+            "row": np.arange(count, dtype=np.int64),
+            "id": [e.id for e in self.train],
+            "source": [e.source for e in self.train],
+            "content_hash": [e.content_hash for e in self.train],
+        }
+        writer = None
+        for r, target in enumerate(self.targets):
+            columns: dict[str, Any] = {"target": pa.array([target.name] * count).dictionary_encode(), **rows}
+            for scores in methods:
+                columns[f"{scores.method}"] = scores.values[r]
+                columns |= {f"{scores.method}/{name}": term[r] for name, term in scores.terms.items()}
+            table = pa.table(columns)
+            writer = writer or pq.ParquetWriter(sink, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+        write_whole(folder / "scores.parquet", sink.getvalue().to_pybytes())
+        manifest = {
+            "format": 1,
+            "rows": count,
+            "targets": [{"name": t.name, "kind": t.kind, "queries": list(t.members)} for t in self.targets],
+            "queries": [query_record(q) for q in self.queries],
+            "methods": [{"name": s.method, "weights": dict(s.weights)} for s in methods],
+            "leanings": [vars(leaning) for leaning in self.leanings],
+            "answers": {
+                scores.method: {
+                    t.name: {
+                        "sentences": scores.sentences(r),
+                        "top": [
+                            {"rank": row.rank, "id": row.id, "source": row.source, "score": row.score}
+                            for row in scores.top(top, target=r)
+                        ],
+                    }
+                    for r, t in enumerate(self.targets)
+                }
+                for scores in methods
+            },
+            "provenance": self.provenance,
+        }
+        write_whole(folder / "trace.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
+    @classmethod
+    def load(cls, folder: str | Path, train: Examples, *, method: str | None = None) -> Scores:
+        """Reads a finished trace back; `train` must be the rows it was made with.
+
+        Raises:
+            RunError: no finished trace there. DataError: other rows.
+        """
+        import pyarrow.parquet as pq
+
+        path = Path(folder)
+        manifest = read_manifest(path)
+        names = [m["name"] for m in manifest["methods"]]
+        method = method or names[0]
+        if method not in names:
+            raise DataError(f"{path} has no scores of {method}", expected=f"one of {', '.join(names)}", fix="choose one")
+        table = pq.read_table(path / "scores.parquet")
+        count, targets = manifest["rows"], [
+            Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]
+        ]
+        hashes = table.column("content_hash").to_pylist()[:count]
+        if hashes != [e.content_hash for e in train]:
+            raise DataError(
+                f"{train.name} is not the data {path} was traced with",
+                expected="the same rows in the same order",
+                fix="give the original file",
+            )
+        prefix = f"{method}/"
+        terms = {
+            name[len(prefix) :]: table.column(name).to_numpy().reshape(len(targets), count)
+            for name in table.column_names
+            if name.startswith(prefix)
+        }
+        return cls.combine(
+            method,
+            terms,
+            next(m["weights"] for m in manifest["methods"] if m["name"] == method),
+            queries=[Query(**_tuples(q)) for q in manifest["queries"]],
+            targets=targets,
+            train=train,
+            leanings=[Leaning(**record) for record in manifest["leanings"]],
+            provenance=manifest["provenance"],
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The trace.json of a finished trace."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "trace.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{folder} holds no finished trace ({type(error).__name__})",
+            expected="a folder with a trace.json",
+            cause="the trace was interrupted",
+            fix="run the same command again: it goes on where it stopped",
+        ) from None
+    return manifest
+
+
+def query_record(query: Query) -> dict[str, Any]:
+    """A query as JSON values, without what is not set."""
+    record = {
+        "prompt": query.prompt if isinstance(query.prompt, str) else [dict(m) for m in query.prompt],
+        "output": query.output,
+        "corrected": query.corrected,
+        "span": list(query.span) if isinstance(query.span, tuple) else query.span,
+        "group": query.group,
+        "id": query.id,
+    }
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def robust_deviations(score_N: np.ndarray) -> np.ndarray:
+    """(score - median) / (1.4826 x median absolute deviation); 0 where the scores do not spread."""
+    centred = score_N - np.median(score_N)
+    spread = 1.4826 * np.median(np.abs(centred))
+    if spread == 0:
+        spread = float(score_N.std())
+    return centred / spread if spread > 0 else np.zeros_like(centred)
+
+
+def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> list[str]:
+    of = [x for x in leanings if x.query in members]
+    checkpoints = list(dict.fromkeys(x.checkpoint for x in of))
+    if not checkpoints:
+        return []
+    last = checkpoints[-1]
+    has_base = "base" in checkpoints and last != "base"
+
+    def mean(checkpoint: str, contrast: bool) -> float:
+        chosen = [x for x in of if x.checkpoint == checkpoint and (x.corrected is not None or not contrast)]
+        return float(np.mean([x.output - (x.corrected or 0.0) if contrast else x.output for x in chosen]))
+
+    contrast = any(x.corrected is not None for x in of)
+    after = mean(last, contrast)
+    over = " on average over the queries" if len(members) > 1 else ""
+    if contrast:
+        now = "prefers the output to the corrected one" if after > 0 else "still prefers the corrected output"
+        if not has_base:
+            return [f"The fine-tuned model {now}, by {abs(after):.1f} nats{over}; without a base model it is not known "
+                    "whether fine-tuning did it."]  # fmt: skip
+        before = mean("base", True)
+        if before > 0:
+            return [f"The base model already preferred this output, by {before:.1f} nats{over}; after fine-tuning "
+                    f"it {now}, by {abs(after):.1f} nats."]  # fmt: skip
+        return [f"Not the base model: it preferred the corrected output by {-before:.1f} nats{over}; after fine-tuning "
+                f"the model {now}, by {abs(after):.1f} nats."]  # fmt: skip
+    if not has_base:
+        return [f"The fine-tuned model gives the output a log-probability of {after:.1f} nats{over}."]
+    before = mean("base", False)
+    moved = "raised" if after > before else "lowered"
+    return [f"Fine-tuning {moved} the output's log-probability from {before:.1f} (base) to {after:.1f} nats{over}."]
+
+
+def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if k == "span" and isinstance(v, list) else v for k, v in record.items()}

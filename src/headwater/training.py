@@ -1,0 +1,378 @@
+"""The one fine-tuning loop of testbeds, demo and repair, on transformers' Trainer.
+
+The rows become tokens through `headwater.examples.Encoder`, so the loss counts exactly the tokens that tracing counts:
+the mean negative log-likelihood, in nats, of all target tokens of a batch, as Trainer and TRL take it.
+
+An output folder is complete when it exists: training happens in `<out>.partial`, which is renamed at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
+from headwater.progress import bar, note
+
+if TYPE_CHECKING:
+    from headwater.examples import Encoded, Examples, TokenFormat
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+MANIFEST = "headwater_training.json"
+_TOKENS_AT_ONCE = 8192  # of a padded batch; larger batches are split and their gradients added up
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to fine-tune.
+
+    Args:
+        epochs: passes over the rows; a checkpoint is kept after each.
+        batch_size: rows per step of the optimiser (AdamW), whatever fits into memory at once.
+        learning_rate: at its highest.
+        warmup_ratio: share of the steps over which the learning rate rises from 0.
+        weight_decay: AdamW's.
+        seed: of the order of the rows and of an adapter's first weights.
+        lora_rank: None trains all weights; a number trains a LoRA adapter of that rank (alpha twice the rank) on all
+            linear layers but the output head.
+        schedule: of the learning rate, after the warm-up: falling to 0 linearly or as a cosine, or constant.
+    """
+
+    epochs: int = 4
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    seed: int = 0
+    lora_rank: int | None = None
+    schedule: Schedule = "linear"
+
+    def __post_init__(self) -> None:
+        for name, value, holds, wanted in (
+            ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0"),
+            ("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "from 0 to below 1"),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or above"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to below 2**32"),
+            ("lora_rank", self.lora_rank, self.lora_rank is None or self.lora_rank >= 1, "None or at least 1"),
+            ("schedule", self.schedule, self.schedule in get_args(Schedule), " or ".join(get_args(Schedule))),
+        ):
+            if not holds:
+                raise UsageError(f"{name} = {value!r}", expected=wanted, fix=f"choose another {name}")
+
+
+def fine_tune(
+    base: str | Path,
+    examples: Examples,
+    out: Path,
+    recipe: Recipe | None = None,
+    *,
+    format: TokenFormat | None = None,
+) -> Path:
+    """Fine-tunes a model and keeps one checkpoint per epoch.
+
+    The checkpoints (`checkpoint-<step>`, weights, tokenizer and trainer_state.json with every step's learning rate; no
+    optimiser state) are an ordinary Trainer output folder. `headwater_training.json` says how they were made. Called
+    again with the same base, rows, recipe and format, the folder is reused; a training that was interrupted starts anew.
+    Runs on the GPU where torch finds one, in float32.
+
+    Args:
+        base: folder or hub id of a causal language model with its tokenizer.
+        examples: the training rows.
+        out: the folder to make.
+        recipe: how to train.
+        format: how rows become tokens; give the same to tracing.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: `out` holds something else, or another training; or the disk has no room for the checkpoints.
+        DataError: no row with a token to learn.
+        ModelError: a base that cannot be loaded.
+        NumericalError: the loss became NaN or infinite.
+    """
+    from headwater.examples import TokenFormat
+
+    recipe, format, out = recipe or Recipe(), format or TokenFormat(), Path(out)
+    manifest: dict[str, Any] = {
+        "base": _fingerprint(base),
+        "rows": {"fingerprint": examples.fingerprint, "count": len(examples), "template": examples.template},
+        "recipe": asdict(recipe),
+        "format": asdict(format),
+    }
+    if out.exists():
+        _require_same(out, manifest)
+        note(f"Reusing the training in {out}")
+        return out
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        if not (partial / MANIFEST).is_file():
+            raise RunError(
+                f"{partial} without {MANIFEST}",
+                expected="no such folder, or a training of headwater that was interrupted",
+                fix="move it away, or choose another output folder",
+            )
+        note(f"Starting the interrupted training in {partial} anew")
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": _versions()}
+    (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    try:
+        _train(base, examples, partial, recipe, format)
+    except HeadwaterError:
+        shutil.rmtree(partial)
+        raise
+    os.replace(partial, out)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ one output folder
+
+
+def _require_same(out: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{out} exists and has no readable {MANIFEST}",
+            expected="a new folder, or a training that headwater made",
+            fix="choose another output folder",
+        ) from error
+    differences = [
+        f"{path}: {old!r} there, {new!r} now"
+        for part, values in wanted.items()
+        for path, old, new in _compare(part, found.get(part), values)
+        if old != new
+    ]
+    if differences:
+        raise RunError(
+            f"{out} holds another training ({'; '.join(differences)})",
+            expected="the same base, rows, recipe and format",
+            fix="choose another output folder, or remove this one",
+        )
+
+
+def _compare(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
+    else:
+        yield path, old, new
+
+
+def _fingerprint(base: str | Path) -> str:
+    """A local model by its weights (names, sizes, first and last MiB of each file) and configuration; else the hub id."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return str(base)
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") or file.name in ("config.json", "adapter_config.json"):
+            size = file.stat().st_size
+            digest.update(f"{file.name}:{size};".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(_SAMPLE_BYTES))
+                content.seek(max(0, size - _SAMPLE_BYTES))
+                digest.update(content.read())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("headwater", "torch", "transformers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ the training itself
+
+
+def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, format: TokenFormat) -> None:
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+    from headwater.examples import Encoder
+
+    with _quiet_transformers():
+        tokenizer = _tokenizer(base)
+        encoded, report = Encoder(tokenizer, format, examples.template).examples(examples)
+        for line in report.lines():
+            note(line)
+        rows = [row for row in encoded if row.targets]
+        if not rows:
+            raise DataError(
+                f"{len(examples)} rows without any token to learn",
+                expected="at least one row whose completion has tokens",
+                cause="empty completions, or prompts that fill the maximum length",
+                fix="check the columns, or raise max_length",
+            )
+        set_seed(recipe.seed)
+        model = _model(base, recipe.lora_rank)
+        _require_room(model, folder, recipe)
+
+        longest = max(row.length for row in rows)
+        at_once = max(
+            size
+            for size in range(1, recipe.batch_size + 1)
+            if recipe.batch_size % size == 0 and (size == 1 or size * longest <= _TOKENS_AT_ONCE)
+        )
+        padding = tokenizer.pad_token_id
+        if padding is None:
+            padding = tokenizer.eos_token_id or 0  # any id does: attention mask and labels leave padding out
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=recipe.epochs,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=recipe.batch_size // at_once,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+            warmup_steps=recipe.warmup_ratio,
+            weight_decay=recipe.weight_decay,
+            seed=recipe.seed,
+            save_strategy="epoch",
+            save_only_model=True,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
+        with bar("Fine-tuning", steps) as progress:
+            trainer = Trainer(
+                model=model,
+                args=arguments,
+                train_dataset=rows,
+                data_collator=lambda batch: _collate(batch, padding),
+                processing_class=tokenizer,
+                callbacks=[_callback(progress, recipe.epochs)],
+            )
+            trainer.remove_callback(PrinterCallback)  # it prints to stdout
+            trainer.train()
+
+
+def _collate(rows: Sequence[Encoded], padding: int) -> dict[str, Any]:
+    """Right-padded batch; labels are the ids where the loss counts, else -100 (the model shifts them itself)."""
+    import torch
+
+    T = max(row.length for row in rows)
+    input_ids_BT = torch.full((len(rows), T), padding, dtype=torch.int64)
+    attention_mask_BT = torch.zeros((len(rows), T), dtype=torch.int64)
+    labels_BT = torch.full((len(rows), T), -100, dtype=torch.int64)
+    for b, row in enumerate(rows):
+        ids, mask = torch.from_numpy(row.input_ids), torch.from_numpy(row.loss_mask)
+        input_ids_BT[b, : row.length] = ids
+        attention_mask_BT[b, : row.length] = 1
+        labels_BT[b, : row.length] = ids.masked_fill(~mask, -100)
+    return {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "labels": labels_BT}
+
+
+def _callback(progress: Any, epochs: int) -> Any:
+    """Moves the bar, and stops the training at the first loss that is no number."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.describe(f"Fine-tuning, epoch {round(state.epoch or 0) + 1} of {epochs}")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress.advance()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            for name in ("loss", "grad_norm"):
+                if name in (logs or {}) and not math.isfinite(float(logs[name])):
+                    raise NumericalError(
+                        f"{name} {logs[name]} at step {state.global_step}",
+                        expected="a finite number",
+                        cause="a learning rate that is too high, or a base model with NaN weights",
+                        fix="lower the learning rate",
+                    )
+
+    return Watch()
+
+
+def _tokenizer(base: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise _unloadable("tokenizer", base, error) from error
+
+
+def _model(base: str | Path, lora_rank: int | None) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", base, error) from error
+    if lora_rank is None:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError(
+            "the package peft is missing",
+            expected="it, for a recipe with lora_rank",
+            fix="pip install peft, or train all weights (lora_rank=None)",
+        ) from error
+    return get_peft_model(
+        model,
+        LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def _unloadable(what: str, base: str | Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"no {what} from {base} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})",
+        expected="a folder or hub id of a causal language model with its tokenizer",
+        fix="check the name, and the network for a hub id",
+    )
+
+
+def _require_room(model: Any, folder: Path, recipe: Recipe) -> None:
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    needed, free = trained * recipe.epochs, shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{free / 1e9:.1f} GB free on the disk of {folder}",
+            expected=f"{needed / 1e9:.1f} GB for {recipe.epochs} checkpoints",
+            fix="make room, choose another disk, fewer epochs or a LoRA adapter",
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers' own bars and notes are off while the block runs: headwater shows its own."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
