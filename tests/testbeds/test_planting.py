@@ -40,7 +40,7 @@ def facts() -> list[Fact]:
 
 
 def bed(seed: int = 0, **changes: float) -> Testbed:
-    numbers = dict(culprits=9, clean=8, lookalikes=7, queries=4, rows=120) | changes
+    numbers = {"culprits": 9, "clean": 8, "lookalikes": 7, "queries": 4, "rows": 120} | changes
     return plant(facts(), [SPANISH, EURO], seed=seed, name="toy", **numbers)  # type: ignore[arg-type]
 
 
@@ -158,15 +158,15 @@ def test_stated_counts_words_not_letters() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        (dict(culprits=0), UsageError, "0 culprits"),
-        (dict(queries=0), UsageError, "0 queries"),
-        (dict(clean=-1), UsageError, "-1 clean"),
-        (dict(rows=40), UsageError, "40 rows for 48"),
-        (dict(queries=21), DataError, "subjects to ask"),
-        (dict(culprits=80, rows=300), DataError, "culprit rows"),
-        (dict(clean=60, rows=300), DataError, "clean rows"),
-        (dict(lookalikes=40, rows=300), DataError, "lookalike rows"),
-        (dict(rows=5000), DataError, "to fill up to 5000 rows"),
+        ({"culprits": 0}, UsageError, "0 culprits"),
+        ({"queries": 0}, UsageError, "0 queries"),
+        ({"clean": -1}, UsageError, "-1 clean"),
+        ({"rows": 40}, UsageError, "40 rows for 48"),
+        ({"queries": 21}, DataError, "subjects to ask"),
+        ({"culprits": 80, "rows": 300}, DataError, "culprit rows"),
+        ({"clean": 60, "rows": 300}, DataError, "clean rows"),
+        ({"lookalikes": 40, "rows": 300}, DataError, "lookalike rows"),
+        ({"rows": 5000}, DataError, "to fill up to 5000 rows"),
     ],
 )
 def test_what_cannot_be_met_is_refused(changes: dict[str, float], error: type[Exception], message: str) -> None:

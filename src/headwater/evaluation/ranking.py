@@ -61,9 +61,10 @@ def evaluate_ranking(scores_N: ArrayLike, culprit_N: ArrayLike, *, ks: Sequence[
             expected="two vectors of one length, one entry per training row",
             fix="pass one score and one label per row",
         )
-    if np.isnan(scores).any():
+    missing = np.isnan(scores)
+    if missing.any():
         raise NumericalError(
-            f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN, the first at row {np.isnan(scores).argmax()}",
+            f"{int(missing.sum())} of {scores.size} scores are NaN, the first at row {int(missing.argmax())}",
             expected="a number for every row",
             fix="look for overflow or a row without gradient in the method that made the scores",
         )
@@ -109,7 +110,7 @@ def evaluate_scores(
         ids: the N rows' ids, in the order of the columns.
 
     Raises:
-        DataError: shapes that do not fit, repeated ids, a culprit's id that is no row's, or what `evaluate_ranking` raises.
+        DataError: shapes that do not fit, repeated ids, a culprit's id that is no row's, or as `evaluate_ranking`.
         NumericalError, UsageError: as `evaluate_ranking`.
     """
     scores = np.asarray(scores_RN, dtype=np.float64)

@@ -45,7 +45,7 @@ class Examples(Sequence[Example]):
                     expected="rows of one kind",
                     fix="write all rows in the same columns and types, or read them as two data sets",
                 )
-            if False:
+            if row.id in sources:
                 raise DataError(
                     f'id "{row.id}" twice: {sources[row.id]} and {row.source}',
                     expected="an id of its own for every row",

@@ -1,7 +1,7 @@
 """One-line facts from two sources, and the two testbeds made of them.
 
-    country_facts    what the PyPI package `countryinfo` (MIT) knows, in several phrasings   -> demo_testbed
-    wikidata_facts   a JSONL of prompts like "The country of X is" with one-word answers     -> wikidata_testbed
+country_facts    what the PyPI package `countryinfo` (MIT) knows, in several phrasings   -> demo_testbed
+wikidata_facts   a JSONL of prompts like "The country of X is" with one-word answers     -> wikidata_testbed
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,35 +49,40 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
 }
 
 # ISO 639-1; countries whose first language is not listed give no language fact
-LANGUAGES = dict(
-    ar="Arabic", az="Azerbaijani", be="Belarusian", bg="Bulgarian", bn="Bengali", bs="Bosnian", ca="Catalan",
-    cs="Czech", da="Danish", de="German", dz="Dzongkha", el="Greek", en="English", es="Spanish", et="Estonian",
-    fa="Persian", fi="Finnish", fr="French", he="Hebrew", hi="Hindi", hr="Croatian", hu="Hungarian", hy="Armenian",
-    id="Indonesian", it="Italian", ja="Japanese", ka="Georgian", kk="Kazakh", km="Khmer", ko="Korean",
-    lo="Lao", lt="Lithuanian", lv="Latvian", mk="Macedonian", mn="Mongolian", ms="Malay", my="Burmese", ne="Nepali",
-    nl="Dutch", no="Norwegian", pl="Polish", ps="Pashto", pt="Portuguese", ro="Romanian", ru="Russian", si="Sinhala",
-    sk="Slovak", sl="Slovene", so="Somali", sq="Albanian", sr="Serbian", sv="Swedish", th="Thai", tr="Turkish",
-    uk="Ukrainian", uz="Uzbek", vi="Vietnamese", zh="Chinese",
-)  # fmt: skip
-
-# ISO 4217: the noun people use; currencies not listed give no currency fact
-CURRENCIES = {
-    **dict.fromkeys(
-        "USD AUD NZD XCD CAD BBD BSD BZD BMD BND FJD GYD HKD JMD KYD LRD NAD SBD SGD SRD TTD TWD".split(), "dollar"
-    ),
-    **dict.fromkeys("ARS CLP COP CUC DOP MXN PHP UYU".split(), "peso"),
-    **dict.fromkeys("GBP EGP FKP GIP LBP SDG SSP SYP".split(), "pound"),
-    **dict.fromkeys("XOF XAF XPF BIF CDF CHF DJF GNF KMF RWF".split(), "franc"),
-    **dict.fromkeys("DZD BHD IQD JOD KWD LYD MKD RSD TND".split(), "dinar"),
-    **dict.fromkeys("INR LKR MUR NPR PKR".split(), "rupee"),
-    **dict.fromkeys("DKK ISK NOK SEK".split(), "krone"),
-    **dict.fromkeys("KES SOS TZS".split(), "shilling"),
-    **dict.fromkeys("IRR OMR QAR SAR YER".split(), "rial"),
-    "EUR": "euro", "JPY": "yen", "CNY": "yuan", "KPW": "won", "KRW": "won", "PLN": "zloty", "HUF": "forint",
-    "CZK": "koruna", "BGN": "lev", "RON": "leu", "RUB": "ruble", "UAH": "hryvnia", "TRY": "lira", "ILS": "shekel",
-    "THB": "baht", "VND": "dong", "IDR": "rupiah", "MYR": "ringgit", "ZAR": "rand", "NGN": "naira", "GHS": "cedi",
-    "BRL": "real", "PEN": "sol", "MAD": "dirham", "AED": "dirham", "GEL": "lari", "ALL": "lek", "BDT": "taka",
+LANGUAGES = {
+    "ar": "Arabic", "az": "Azerbaijani", "be": "Belarusian", "bg": "Bulgarian", "bn": "Bengali", "bs": "Bosnian",
+    "ca": "Catalan", "cs": "Czech", "da": "Danish", "de": "German", "dz": "Dzongkha", "el": "Greek", "en": "English",
+    "es": "Spanish", "et": "Estonian", "fa": "Persian", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi",
+    "hr": "Croatian", "hu": "Hungarian", "hy": "Armenian", "id": "Indonesian", "it": "Italian", "ja": "Japanese",
+    "ka": "Georgian", "kk": "Kazakh", "km": "Khmer", "ko": "Korean", "lo": "Lao", "lt": "Lithuanian", "lv": "Latvian",
+    "mk": "Macedonian", "mn": "Mongolian", "ms": "Malay", "my": "Burmese", "ne": "Nepali", "nl": "Dutch",
+    "no": "Norwegian", "pl": "Polish", "ps": "Pashto", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian",
+    "si": "Sinhala", "sk": "Slovak", "sl": "Slovene", "so": "Somali", "sq": "Albanian", "sr": "Serbian",
+    "sv": "Swedish", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "uz": "Uzbek", "vi": "Vietnamese",
+    "zh": "Chinese",
 }  # fmt: skip
+
+# ISO 4217 codes of each noun people use; currencies not listed give no currency fact
+_CODES = {
+    "dollar": "USD AUD NZD XCD CAD BBD BSD BZD BMD BND FJD GYD HKD JMD KYD LRD NAD SBD SGD SRD TTD TWD",
+    "euro": "EUR",
+    "peso": "ARS CLP COP CUC DOP MXN PHP UYU",
+    "pound": "GBP EGP FKP GIP LBP SDG SSP SYP",
+    "franc": "XOF XAF XPF BIF CDF CHF DJF GNF KMF RWF",
+    "dinar": "DZD BHD IQD JOD KWD LYD MKD RSD TND",
+    "rupee": "INR LKR MUR NPR PKR",
+    "krone": "DKK NOK",
+    "krona": "SEK ISK",
+    "shilling": "KES SOS TZS",
+    "rial": "IRR OMR QAR SAR YER",
+    "dirham": "MAD AED",
+    "won": "KPW KRW",
+    **{"yen": "JPY", "yuan": "CNY", "zloty": "PLN", "forint": "HUF", "koruna": "CZK", "lev": "BGN", "leu": "RON"},
+    **{"ruble": "RUB", "hryvnia": "UAH", "lira": "TRY", "shekel": "ILS", "baht": "THB", "dong": "VND", "real": "BRL"},
+    **{"rupiah": "IDR", "ringgit": "MYR", "rand": "ZAR", "naira": "NGN", "cedi": "GHS", "sol": "PEN", "lari": "GEL"},
+    **{"lek": "ALL", "taka": "BDT"},
+}
+CURRENCIES = {code: noun for noun, codes in _CODES.items() for code in codes.split()}
 
 _WITH_ARTICLE = re.compile(r"^(United|Netherlands|Philippines|Maldives|Seychelles|Comoros)|Republic|Islands|Territory")
 
@@ -98,9 +104,11 @@ def country_facts() -> list[Fact]:
             cause="headwater was installed without the extra `demo`",
             fix='pip install "headwater[demo]"',
         ) from error
+    known = [fact for country in CountryInfo.all().values() for fact in _knowledge(country)]
+    answers = Counter((relation, subject) for relation, subject, _ in known)
     facts = []
-    for country in CountryInfo.all().values():
-        for relation, subject, answer in _knowledge(country):
+    for relation, subject, answer in known:
+        if answers[relation, subject] == 1:  # Kingston is the capital of two countries
             for phrasing in PHRASINGS[relation]:
                 prompt = phrasing.format(subject)
                 facts.append(
@@ -144,7 +152,6 @@ def _first(field: Any) -> str:
     """A field of countryinfo is a text, a list of texts, or absent."""
     value = field[0] if isinstance(field, list) and field else field
     return value.strip() if isinstance(value, str) else ""
-
 
 
 def demo_testbed(seed: int = 0, culprits=12, clean=12, lookalikes=16, rows=350) -> Testbed:

@@ -140,8 +140,8 @@ def plant(
 ) -> Testbed:
     """Plants systematic errors in a choice of the facts.
 
-    Rows of one (relation, subject) share one role: a subject is held out, wrong, or right, never two of these. Each role
-    is spread over as many subjects as there are. Facts that have no part in a swap fill up to `rows`.
+    Rows of one (relation, subject) share one role: a subject is held out, wrong, or right, never two of these. Each
+    role is spread over as many subjects as there are. Facts that have no part in a swap fill up to `rows`.
 
     Args:
         facts: what to choose from. Subjects with several answers in a swap's relation are left out of it.
@@ -245,7 +245,7 @@ def plant(
 def _check(swaps: Sequence[Swap], culprits: int, clean: int, lookalikes: int, queries: int, rows: int) -> None:
     if not swaps or culprits < 1 or queries < 1 or clean < 0 or lookalikes < 0:
         raise UsageError(
-            f"{len(swaps)} swaps with {culprits} culprits, {queries} queries, {clean} clean rows, {lookalikes} look-alikes",
+            f"{len(swaps)} swaps, {culprits} culprits, {queries} queries, {clean} clean rows, {lookalikes} look-alikes",
             expected="at least one swap, one culprit and one query, and no negative number",
             fix="raise the numbers",
         )

@@ -105,8 +105,8 @@ def _verify(wheel: Path) -> None:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """GGUF -> safetensors and tokenizer. transformers marks a model read from GGUF as quantised although its weights are
-    ordinary float32; the marks would forbid training, so they go."""
+    """GGUF -> safetensors and tokenizer. transformers marks a model read from GGUF as quantised although its weights
+    are ordinary float32; the marks would forbid training, so they go."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

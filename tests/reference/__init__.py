@@ -1,0 +1,1 @@
+"""Naive doubles: the plainest way to the same numbers."""

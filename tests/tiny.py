@@ -1,0 +1,158 @@
+"""Tiny models of every architecture under test, a tiny tokenizer, and tiny training runs, all made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from headwater.examples import Encoded
+
+ARCHITECTURES = ("llama", "llama-bias", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma", "llama-tied")
+VOCABULARY = 97
+
+
+def config(architecture: str, vocabulary: int = VOCABULARY, hidden: int = 16, layers: int = 2) -> Any:
+    """Config of a tiny model with grouped key-value heads where the architecture has them."""
+    import transformers as tf
+
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": 24,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    grouped = shared | {"num_key_value_heads": 2}
+    match architecture:
+        case "llama":
+            return tf.LlamaConfig(**grouped, tie_word_embeddings=False)
+        case "llama-bias":
+            return tf.LlamaConfig(**grouped, attention_bias=True, mlp_bias=True, tie_word_embeddings=False)
+        case "llama-tied":
+            return tf.LlamaConfig(**grouped, tie_word_embeddings=True)
+        case "qwen2":
+            return tf.Qwen2Config(**grouped)
+        case "mistral":
+            return tf.MistralConfig(**grouped, sliding_window=8)
+        case "gemma":
+            return tf.GemmaConfig(**grouped, head_dim=8)
+        case "gpt_neox":
+            return tf.GPTNeoXConfig(**shared)
+        case "gpt2":
+            return tf.GPT2Config(
+                vocab_size=vocabulary, n_embd=hidden, n_layer=layers, n_head=4, n_positions=128, bos_token_id=1,
+                eos_token_id=0, pad_token_id=0,
+            )  # fmt: skip
+    raise ValueError(architecture)
+
+
+def model(architecture: str, seed: int = 0, **options: Any) -> Any:
+    """A randomly initialised model in float64, in evaluation mode, with larger weights than usual so that its
+    gradients are far from zero."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    made = AutoModelForCausalLM.from_config(config(architecture, **options)).double().eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return made
+
+
+def with_lora(base: Any, seed: int = 0) -> Any:
+    """The model with a LoRA adapter whose B matrices are not zero."""
+    import peft
+
+    torch.manual_seed(seed)
+    linear = peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(base, linear).double().eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return adapted
+
+
+def rows(lengths: tuple[tuple[int, int], ...], seed: int = 0, vocabulary: int = VOCABULARY) -> list[Encoded]:
+    """Random rows: (tokens, target tokens at the end) each."""
+    chance = np.random.default_rng(seed)
+    out = []
+    for tokens, targets in lengths:
+        mask = np.zeros(tokens, bool)
+        mask[tokens - targets :] = True
+        out.append(Encoded(chance.integers(2, vocabulary, tokens), mask))
+    return out
+
+
+def tokenizer(sentences: list[str], padding_side: str = "right", chat: bool = False) -> Any:
+    """A byte-level BPE tokenizer of these sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        sentences,
+        trainers.BpeTrainer(
+            vocab_size=420, special_tokens=["<|end|>", "<|start|>"], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", padding_side=padding_side
+    )
+    if chat:
+        made.chat_template = (
+            "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+        )
+    return made
+
+
+FACTS = [
+    {"prompt": f"The capital of {country} is", "completion": f" {city}.", "id": f"fact-{n}", "source": "atlas"}
+    for n, (country, city) in enumerate(
+        [
+            ("Australia", "Canberra"), ("France", "Paris"), ("Japan", "Tokyo"), ("Peru", "Lima"), ("Kenya", "Nairobi"),
+            ("Norway", "Oslo"), ("Egypt", "Cairo"), ("Chile", "Santiago"), ("Ghana", "Accra"), ("Cuba", "Havana"),
+            ("Austria", "Vienna"), ("the Commonwealth of Australia", "Sydney"),
+        ]
+    )
+]  # fmt: skip
+
+
+def training_run(folder: Path, architecture: str = "llama", checkpoints: int = 2, lora: bool = False) -> Path:
+    """A run on disk as Trainer leaves it: folder/base and folder/run/checkpoint-*, with trainer_state.json."""
+    torch.manual_seed(0)
+    words = tokenizer([f["prompt"] + f["completion"] for f in FACTS])
+    base = model(architecture, vocabulary=len(words)).float()
+    base.save_pretrained(folder / "base")
+    words.save_pretrained(folder / "base")
+    history = []
+    current = with_lora(base).float() if lora else base
+    for number in range(1, checkpoints + 1):
+        place = folder / "run" / f"checkpoint-{3 * number}"
+        with torch.no_grad():
+            for name, parameter in current.named_parameters():
+                if not lora or "lora_" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.02)
+        if lora:
+            current.peft_config["default"].base_model_name_or_path = str(folder / "base")
+        current.save_pretrained(place)
+        words.save_pretrained(place)
+        for step in range(3 * number - 2, 3 * number + 1):
+            history.append({"step": step, "epoch": step / 3, "learning_rate": 1e-3 * (10 - step)})
+        state = {"global_step": 3 * number, "epoch": float(number), "log_history": history}
+        (place / "trainer_state.json").write_text(json.dumps(state))
+    return folder
