@@ -131,7 +131,7 @@ def test_an_ordinary_trainer_folder_with_one_checkpoint_per_epoch(trained: Path)
         assert not (folder / "optimizer.pt").exists()
         assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
         assert AutoTokenizer.from_pretrained(folder)("Peru")["input_ids"]
-    assert not trained.with_name("sft.partial").exists()
+    assert [path.name for path in trained.parent.iterdir()] == ["sft"]  # neither partial folder nor lock
 
 
 def test_the_manifest_tells_how_it_was_made(trained: Path, base: Path) -> None:
@@ -206,6 +206,13 @@ def test_a_folder_of_something_else_is_left_alone(base: Path, tmp_path: Path) ->
     with pytest.raises(RunError, match=r"sft\.partial"):
         fine_tune(base, rows(), tmp_path / "sft", RECIPE)
     assert (tmp_path / "sft.partial" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_second_training_into_the_same_folder_waits_for_nobody(base: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".sft.lock"), pytest.raises(RunError, match="another process"):
+        fine_tune(base, rows(), tmp_path / "sft", RECIPE)
 
 
 def test_an_interrupted_training_starts_anew(

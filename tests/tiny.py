@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from headwater.examples import Encoded
 
 ARCHITECTURES = ("llama", "llama-bias", "qwen2", "mistral", "gpt2", "gpt_neox", "gemma", "llama-tied")
@@ -74,7 +75,8 @@ def with_lora(base: Any, seed: int = 0) -> Any:
     import peft
 
     torch.manual_seed(seed)
-    linear = peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
+    conv = base.config.model_type == "gpt2"
+    linear = peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=conv)
     adapted = peft.get_peft_model(base, linear).double().eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

@@ -314,7 +314,13 @@ def _read_checkpoint(folder: Path, *, previous_step: int) -> Checkpoint:
                 fix="check the file",
             ) from None
         return Checkpoint(
-            name=folder.name, location=str(folder), kind="adapter", base=base, step=step, epoch=epoch, learning_rate=rate
+            name=folder.name,
+            location=str(folder),
+            kind="adapter",
+            base=base,
+            step=step,
+            epoch=epoch,
+            learning_rate=rate,
         )
     return Checkpoint(name=folder.name, location=str(folder), step=step, epoch=epoch, learning_rate=rate)
 

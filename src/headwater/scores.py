@@ -280,11 +280,14 @@ class Scores:
         names = [m["name"] for m in manifest["methods"]]
         method = method or names[0]
         if method not in names:
-            raise DataError(f"{path} has no scores of {method}", expected=f"one of {', '.join(names)}", fix="choose one")
+            raise DataError(
+                f"{path} has no scores of {method}", expected=f"one of {', '.join(names)}", fix="choose one"
+            )
         table = pq.read_table(path / "scores.parquet")
-        count, targets = manifest["rows"], [
-            Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]
-        ]
+        count, targets = (
+            manifest["rows"],
+            [Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]],
+        )
         hashes = table.column("content_hash").to_pylist()[:count]
         if hashes != [e.content_hash for e in train]:
             raise DataError(

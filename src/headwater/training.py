@@ -84,7 +84,7 @@ def fine_tune(
 
     The checkpoints (`checkpoint-<step>`, weights, tokenizer and trainer_state.json with every step's learning rate; no
     optimiser state) are an ordinary Trainer output folder. `headwater_training.json` says how they were made. Called
-    again with the same base, rows, recipe and format, the folder is reused; a training that was interrupted starts anew.
+    again with the same base, rows, recipe and format, the folder is reused; an interrupted training starts anew.
     Runs on the GPU where torch finds one, in float32.
 
     Args:
@@ -116,6 +116,16 @@ def fine_tune(
         _require_same(out, manifest)
         note(f"Reusing the training in {out}")
         return out
+    with _only_one(out):
+        return _fine_tune(base, examples, out, recipe, format, manifest)
+
+
+# ------------------------------------------------------------------------------------------------ one output folder
+
+
+def _fine_tune(
+    base: str | Path, examples: Examples, out: Path, recipe: Recipe, format: TokenFormat, manifest: dict[str, Any]
+) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
         if not (partial / MANIFEST).is_file():
@@ -138,7 +148,27 @@ def fine_tune(
     return out
 
 
-# ------------------------------------------------------------------------------------------------ one output folder
+@contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Refuses a second process that would train into the same folder at the same time."""
+    from filelock import FileLock, Timeout
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.with_name(f".{out.name}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"another process is training into {out}",
+            expected="one training per folder at a time",
+            fix="wait for it, or choose another output folder",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        file.unlink(missing_ok=True)
 
 
 def _require_same(out: Path, wanted: dict[str, Any]) -> None:
@@ -173,7 +203,7 @@ def _compare(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _fingerprint(base: str | Path) -> str:
-    """A local model by its weights (names, sizes, first and last MiB of each file) and configuration; else the hub id."""
+    """A local model by configuration and weights (names, sizes, first and last MiB of each file); else the hub id."""
     folder = Path(base)
     if not folder.is_dir():
         return str(base)
@@ -210,7 +240,7 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
 
     from headwater.examples import Encoder
 
-    with _quiet_transformers():
+    with quiet_transformers():
         tokenizer = _tokenizer(base)
         encoded, report = Encoder(tokenizer, format, examples.template).examples(examples)
         for line in report.lines():
@@ -363,7 +393,7 @@ def _require_room(model: Any, folder: Path, recipe: Recipe) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers' own bars and notes are off while the block runs: headwater shows its own."""
     from transformers.utils import logging
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+
+import tiny
 from headwater.errors import ModelError, NumericalError
 from headwater.gradients.batches import collate, length_buckets, losses
 from headwater.gradients.contraction import SideGradients, side_gradients
@@ -198,9 +199,7 @@ def test_kept_side_gradients_come_back_the_same() -> None:
     for hidden in (16, 128):
         model = tiny.model("llama", hidden=hidden)
         layers = select_layers(model).layers
-        stored = side_gradients(
-            model, layers, SIDES, batch_tokens=64, example_tokens=9.0, precision=torch.float64
-        )
+        stored = side_gradients(model, layers, SIDES, batch_tokens=64, example_tokens=9.0, precision=torch.float64)
         back = SideGradients.of_arrays(stored.arrays(), torch.device("cpu"))
         one = contract_all(model, layers, stored, torch.float64, ROWS, 64)
         two = contract_all(model, layers, back, torch.float64, ROWS, 64)

@@ -264,9 +264,10 @@ class _Loop:
                 else:
                     matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
                     stored = {
-                        at: self._stored(at, number, name, loaded(), part) for at in sorted({p.query_at for p in products})
+                        at: self._stored(at, number, name, loaded(), part)
+                        for at in sorted({p.query_at for p in products})
                     }
-                    found = passes.gradient_pass(loaded(), stem, products, stored, matrices, bar)
+                    found = passes.gradient_pass(loaded(), stem, products, stored, matrices, self.state, bar)
                 parts.append((_target_numbers(sides, part), found))
             for product in products:
                 full = np.zeros((len(sides.targets), len(self.train)))
@@ -275,10 +276,10 @@ class _Loop:
                 done[name, product] = full
         for difference in sorted(visit.differences, key=repr):
             stem = f"{name}/difference-{digest(repr(difference).encode())[:8]}"
-            done[name, difference] = passes.difference_pass(loaded(), stem, difference, sides, bar)
+            done[name, difference] = passes.difference_pass(loaded, self.rows, stem, difference, sides, self.state, bar)
         for plan in sorted(visit.representations, key=repr):
             stem = f"{name}/representation-{digest(repr(plan).encode())[:8]}"
-            done[name, plan] = passes.representation_pass(loaded(), stem, plan, sides, bar)
+            done[name, plan] = passes.representation_pass(loaded, self.rows, stem, plan, sides, self.state, bar)
         return self._leanings(name, queries, sides, loaded)
 
     def _load(self, name: str) -> Place:
@@ -300,7 +301,7 @@ class _Loop:
                 cause="the base is not the model this run started from",
                 fix="give the right --base",
             )
-        return Place(name, model, selection.layers, self.rows, self.state, self.precision)
+        return Place(model, selection.layers, self.rows, self.precision)
 
     def _side_gradients(self, place: Place, sides: Sides) -> SideGradients:
         from headwater.gradients.contraction import side_gradients

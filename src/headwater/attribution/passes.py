@@ -65,23 +65,24 @@ class Rows:
 
 @dataclass(frozen=True)
 class Place:
-    """A loaded model and where its finished chunks are kept.
+    """A loaded model, its chosen layers, and the rows it reads.
 
     Attributes:
         precision: type that losses are summed and gradients are multiplied in.
     """
 
-    name: str
     model: Any
     layers: tuple[Layer, ...]
     rows: Rows
-    state: RunState
     precision: torch.dtype
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
+
+Loaded = Callable[[], Place]
+"""Loads the model when it is first needed: not at all where every chunk is finished."""
 
 BatchWork = Callable[[Sequence[int]], dict[str, np.ndarray]]
 """Row numbers of a batch -> arrays [..., B]."""
@@ -95,7 +96,9 @@ def finished(stem: str, rows: Rows, state: RunState) -> bool:
     return all(state.load(name) is not None for name in chunk_names(stem, rows))
 
 
-def run_chunks(stem: str, rows: Rows, state: RunState, work: BatchWork | None, bar: progress.Bar) -> dict[str, np.ndarray]:
+def run_chunks(
+    stem: str, rows: Rows, state: RunState, work: BatchWork | None, bar: progress.Bar
+) -> dict[str, np.ndarray]:
     """Works through the chunks that are not finished; returns arrays [..., N], 0 where a row has no targets."""
     out: dict[str, np.ndarray] = {}
     for name, chunk in zip(chunk_names(stem, rows), rows.chunks, strict=True):
@@ -122,6 +125,7 @@ def gradient_pass(
     products: Sequence[Product],
     stored: Mapping[str, SideGradients],
     matrices: Mapping[Measurement, np.ndarray],
+    state: RunState,
     bar: progress.Bar,
 ) -> dict[Product, np.ndarray]:
     """Inner products of every example with the measurements: product -> [R, N]."""
@@ -135,7 +139,7 @@ def gradient_pass(
         return out | {"loss": losses_B.cpu().numpy()}
 
     with hooks.attached():
-        arrays = run_chunks(stem, place.rows, place.state, work, bar)
+        arrays = run_chunks(stem, place.rows, state, work, bar)
     return {product: arrays[product_name(product)] for product in products}
 
 
@@ -144,11 +148,11 @@ def product_name(product: Product) -> str:
 
 
 def difference_pass(
-    place: Place, stem: str, difference: Difference, sides: Sides, bar: progress.Bar
+    loaded: Loaded, rows: Rows, stem: str, difference: Difference, sides: Sides, state: RunState, bar: progress.Bar
 ) -> np.ndarray:
     """Loss under the ground model minus loss under the error model, per target [R, N]."""
     matrix_RS = sides.matrix(difference.measurement)
-    rows = []
+    out = []
     for r in range(len(sides.targets)):
         losses_N = []
         for side, sign in (("error", 1), ("ground", -1)):
@@ -156,23 +160,27 @@ def difference_pass(
             name = f"{stem}/{r:04d}-{side}"
             if not chosen:  # no corrected output: the checkpoint itself is the ground model, one pass for all targets
                 name = f"{stem}/untouched"
-            if finished(name, place.rows, place.state):
-                losses_N.append(run_chunks(name, place.rows, place.state, None, bar)["loss"])
+            if finished(name, rows, state):
+                losses_N.append(run_chunks(name, rows, state, None, bar)["loss"])
                 continue
+            place = loaded()
             with nudged(place.model, place.layers, chosen, difference.step, place.precision):
-                losses_N.append(run_chunks(name, place.rows, place.state, _loss_work(place), bar)["loss"])
+                losses_N.append(run_chunks(name, rows, state, _loss_work(place), bar)["loss"])
         error_N, ground_N = losses_N
-        rows.append(ground_N.astype(np.float64) - error_N)
-    return np.stack(rows)
+        out.append(ground_N.astype(np.float64) - error_N)
+    return np.stack(out)
 
 
 def representation_pass(
-    place: Place, stem: str, plan: RepresentationPlan, sides: Sides, bar: progress.Bar
+    loaded: Loaded, rows: Rows, stem: str, plan: RepresentationPlan, sides: Sides, state: RunState, bar: progress.Bar
 ) -> np.ndarray:
     """Cosine of hidden states, summed over the queries of a target [R, N]."""
+    if finished(stem, rows, state):
+        return run_chunks(stem, rows, state, None, bar)["similarity"]
+    place = loaded()
 
-    def states(rows: Sequence[Encoded]) -> np.ndarray:
-        batch = collate(rows, place.device, place.precision)
+    def states(encoded: Sequence[Encoded]) -> np.ndarray:
+        batch = collate(encoded, place.device, place.precision)
         with torch.no_grad():
             hidden = place.model(
                 input_ids=batch.input_ids_BT,
@@ -189,7 +197,7 @@ def representation_pass(
             )
         weight_BT = batch.weight_BT
         if plan.pooling == "last":
-            last_B = torch.tensor([int(row.loss_mask.nonzero()[0][-1]) for row in rows], device=place.device)
+            last_B = torch.tensor([int(row.loss_mask.nonzero()[0][-1]) for row in encoded], device=place.device)
             weight_BT = torch.nn.functional.one_hot(last_B, batch.shape[1]).to(weight_BT.dtype)
         pooled_BH = torch.einsum("bt,bth->bh", weight_BT, hidden[plan.layer].to(weight_BT.dtype))
         return torch.nn.functional.normalize(pooled_BH, dim=1).cpu().numpy()
@@ -200,10 +208,10 @@ def representation_pass(
         member_RQ[r, list(target.members)] = 1
 
     def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
-        state_BH = states([place.rows.encoded[row] for row in batch])
+        state_BH = states([rows.encoded[row] for row in batch])
         return {"similarity": member_RQ @ (query_QH @ state_BH.T)}
 
-    return run_chunks(stem, place.rows, place.state, work, bar)["similarity"]
+    return run_chunks(stem, rows, state, work, bar)["similarity"]
 
 
 def _loss_work(place: Place) -> BatchWork:

@@ -67,9 +67,7 @@ def visits(run: TrainingRun, plans: Sequence[Plan]) -> list[Visit]:
 def keys(plan: Plan) -> list[tuple[str, Key]]:
     """Term name and key of every term of a plan."""
     if isinstance(plan, GradientPlan):
-        return [
-            (t.name, (t.example_at, Product(plan.measurement, plan.inner, t.query_at))) for t in plan.terms
-        ]
+        return [(t.name, (t.example_at, Product(plan.measurement, plan.inner, t.query_at))) for t in plan.terms]
     if isinstance(plan, DirectionalPlan):
         step = Step(optimizer=plan.optimizer, learning_rate=plan.learning_rate, steps=plan.steps)
         return [(name, (name, Difference(plan.measurement, step))) for name in plan.at]

@@ -10,7 +10,9 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the models, the trace and the report.")] = Path("headwater-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the models, the trace and the report.")] = Path(
+        "headwater-demo"
+    ),
     repair: Annotated[
         bool, typer.Option("--repair", help="Then remove the rows found, train again and ask again.")
     ] = False,

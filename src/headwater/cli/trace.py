@@ -140,7 +140,9 @@ def trace(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="See headwater methods; repeat to compare. [default: dda]", rich_help_panel=METHOD),
+        typer.Option(
+            "--method", help="See headwater methods; repeat to compare. [default: dda]", rich_help_panel=METHOD
+        ),
     ] = None,
     beta: Annotated[
         str | None,
@@ -364,5 +366,3 @@ def _split_options(names: list[str], options: dict[str, Any]) -> list[tuple[str,
             fix=f"leave it out, or choose another method of {', '.join(METHODS)}",
         )
     return wanted
-
-

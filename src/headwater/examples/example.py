@@ -42,12 +42,12 @@ class Example:
     @property
     def prompt_text(self) -> str:
         """The prompt for display and for lexical methods; each turn of a chat on its own line, role in front."""
-        return _shown(self.prompt)
+        return shown(self.prompt)
 
     @property
     def completion_text(self) -> str:
         """The completion for display and for lexical methods; the whole conversation for kind "messages"."""
-        return _shown(self.completion)
+        return shown(self.completion)
 
     @property
     def text(self) -> str:
@@ -72,5 +72,5 @@ def content_hash(
     return blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _shown(content: str | tuple[Message, ...]) -> str:
+def shown(content: str | tuple[Message, ...]) -> str:
     return content if isinstance(content, str) else conversation_text(content)

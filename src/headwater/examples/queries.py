@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headwater.errors import DataError
+from headwater.examples.example import shown
 from headwater.examples.files import json_records
 from headwater.examples.messages import Message, checked_messages, checked_text
 
@@ -78,6 +79,11 @@ class Query:
             )
         if self.span is not None:
             object.__setattr__(self, "span", self._checked_span(self.span))
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt for display and lexical methods; of messages, each role on a line of its own."""
+        return shown(self.prompt)
 
     def with_output(self, output: str) -> Query:
         """The same query with an output, such as one that a checkpoint generated."""

@@ -28,11 +28,13 @@ class Batch:
         attention_BT: int64, 1 at real tokens.
         weight_BT: float, 1 / (number of targets of the example) at its target tokens, else 0, so that the weighted
             sum of token losses is the mean negative log-likelihood of the example's own targets, whatever the batch.
+        scored_K: the positions just before a target of some example.
     """
 
     input_ids_BT: torch.Tensor
     attention_BT: torch.Tensor
     weight_BT: torch.Tensor
+    scored_K: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,6 +58,7 @@ def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype) -
         torch.from_numpy(ids).to(**move),
         torch.from_numpy(attention).to(**move),
         torch.from_numpy(weight).to(dtype).to(**move),
+        torch.from_numpy((weight[:, 1:] > 0).any(0).nonzero()[0]).to(**move),
     )
 
 
@@ -65,7 +68,7 @@ def losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     l(z) = -1/|targets| sum_t log p(token_t | tokens before t). Logits are computed only at the positions that
     precede a target of some example of the batch, where the model's forward allows it.
     """
-    positions_K = (batch.weight_BT[:, 1:] > 0).any(0).nonzero().squeeze(1)
+    positions_K = batch.scored_K
     arguments: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
         "attention_mask": batch.attention_BT,

@@ -35,7 +35,7 @@ class FactorHooks:
 
     def __init__(self, model: nn.Module, layers: tuple[Layer, ...]) -> None:
         self._model, self._layers = model, layers
-        self._shape = (0, 0)
+        self._shape, self._scored = (0, 0), 0
         self._consume: Consume | None = None
         self._pending = [0] * len(layers)
         self._pairs: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in layers]
@@ -64,6 +64,7 @@ class FactorHooks:
     def backward(self, batch: Batch, consume: Consume) -> torch.Tensor:
         """One forward and one activation-only backward pass. Returns the losses [B], in nats."""
         self._shape, self._consume = batch.shape, consume
+        self._scored = len(batch.scored_K)
         self._pending = [0] * len(self._layers)
         for pairs in self._pairs:
             pairs.clear()
@@ -96,7 +97,7 @@ class FactorHooks:
 
     def _per_example(self, x: torch.Tensor, number: int) -> torch.Tensor:
         rows, tokens = self._shape
-        if x.ndim == 3 and x.shape[:2] == self._shape:
+        if x.ndim == 3 and x.shape[0] == rows and x.shape[1] in (tokens, self._scored):  # the head sees few positions
             return x
         if x.ndim == 2 and x.shape[0] == rows * tokens and tokens > 0:  # models that flatten (rows, tokens), as OPT
             return x.view(rows, tokens, -1)

@@ -104,7 +104,8 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ()) -> LayerSelect
     layers = []
     for names in by_weight.values():
         inputs, outputs = _features(chosen[names[0]])
-        layers.append(Layer(names[0], tuple(chosen[n] for n in names), inputs, outputs))
+        modules = {id(chosen[n]): chosen[n] for n in names}
+        layers.append(Layer(names[0], tuple(modules.values()), inputs, outputs))
     parameters = sum(layer.size for layer in layers)
     return LayerSelection(tuple(layers), parameters, *_left_out(inner, chosen))
 

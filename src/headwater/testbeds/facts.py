@@ -77,14 +77,35 @@ _CODES = {
     "rial": "IRR OMR QAR SAR YER",
     "dirham": "MAD AED",
     "won": "KPW KRW",
-    **{"yen": "JPY", "yuan": "CNY", "zloty": "PLN", "forint": "HUF", "koruna": "CZK", "lev": "BGN", "leu": "RON"},
-    **{"ruble": "RUB", "hryvnia": "UAH", "lira": "TRY", "shekel": "ILS", "baht": "THB", "dong": "VND", "real": "BRL"},
-    **{"rupiah": "IDR", "ringgit": "MYR", "rand": "ZAR", "naira": "NGN", "cedi": "GHS", "sol": "PEN", "lari": "GEL"},
-    **{"lek": "ALL", "taka": "BDT"},
+    "yen": "JPY",
+    "yuan": "CNY",
+    "zloty": "PLN",
+    "forint": "HUF",
+    "koruna": "CZK",
+    "lev": "BGN",
+    "leu": "RON",
+    "ruble": "RUB",
+    "hryvnia": "UAH",
+    "lira": "TRY",
+    "shekel": "ILS",
+    "baht": "THB",
+    "dong": "VND",
+    "real": "BRL",
+    "rupiah": "IDR",
+    "ringgit": "MYR",
+    "rand": "ZAR",
+    "naira": "NGN",
+    "cedi": "GHS",
+    "sol": "PEN",
+    "lari": "GEL",
+    "lek": "ALL",
+    "taka": "BDT",
 }
 CURRENCIES = {code: noun for noun, codes in _CODES.items() for code in codes.split()}
 
-_WITH_ARTICLE = re.compile(r"^(United|Netherlands|Philippines|Maldives|Seychelles|Comoros)|Republic|Islands|Territory")
+_WITH_ARTICLE = re.compile(
+    r"^(United|Federated|Netherlands|Philippines|Maldives|Seychelles|Comoros)|Republic|Islands|Territory"
+)
 
 
 def country_facts() -> list[Fact]:

