@@ -156,7 +156,7 @@ def test_the_first_loss_is_the_mean_over_target_tokens(base: Path, tmp_path: Pat
 
 def test_splitting_a_batch_changes_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fine_tune(base, rows(), tmp_path / "whole", replace(RECIPE, epochs=1, batch_size=4, learning_rate=1e-3))
-    monkeypatch.setattr("headwater.training._TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("headwater.training._TOKENS_AT_ONCE", 1)
     split = fine_tune(base, rows(), tmp_path / "split", replace(RECIPE, epochs=1, batch_size=4, learning_rate=1e-3))
     logs = [json.loads((checkpoints(o)[0] / "trainer_state.json").read_text())["log_history"] for o in (whole, split)]
     assert len(logs[0]) == len(logs[1])
@@ -249,6 +249,10 @@ def test_lora_saves_adapters_of_the_base(base: Path, tmp_path: Path) -> None:
         assert (config["r"], config["lora_alpha"]) == (2, 4)
         assert config["base_model_name_or_path"] == str(base)
         assert not (folder / "model.safetensors").exists()
+    torch.manual_seed(123)  # what happened before must not matter
+    again = fine_tune(base, rows(), tmp_path / "again", replace(RECIPE, lora_rank=2))
+    name = "adapter_model.safetensors"
+    assert (checkpoints(again)[0] / name).read_bytes() == (checkpoints(out)[0] / name).read_bytes()
 
 
 def test_chat_and_text_rows_train_too(base: Path, tmp_path: Path) -> None:

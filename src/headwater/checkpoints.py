@@ -103,8 +103,8 @@ class TrainingRun:
             raise UsageError(f"every={every!r}", expected="'epoch' or 'checkpoint'", fix="choose one of them")
         if quantization is not None:
             _require_bitsandbytes(quantization)
-        one = isinstance(checkpoints, str | os.PathLike)
-        places = [os.fspath(c) for c in ([checkpoints] if one else checkpoints)]  # type: ignore[list-item,union-attr]
+        given = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
+        places = [os.fspath(place) for place in given]
         if not places:
             raise ModelError("no checkpoint", expected="at least one", fix="give --checkpoints")
         found: list[Checkpoint] = []
@@ -259,7 +259,7 @@ class TrainingRun:
                     cause="training diverged",
                     fix="leave this checkpoint out",
                 )
-        return model  # type: ignore[no-any-return]
+        return model
 
 
 def _discover(place: str, every: str, allow_pickle: bool) -> list[Checkpoint]:
@@ -336,20 +336,26 @@ def _hub_checkpoint(place: str) -> Checkpoint:
 
 def _hub_config(place: str) -> Path:
     """The config of a model on the hub (its folder is named by the commit), or one clear error."""
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     reason = "no model of that name"
     if not Path(place).is_absolute() and not place.startswith("."):
         for file in ("adapter_config.json", "config.json"):
             try:
                 return Path(hf_hub_download(place, file))
-            except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                    continue
-                reason = "not in the local cache and the hub cannot be reached"
-            except (HfHubHTTPError, HFValidationError) as error:
+            except (RepositoryNotFoundError, HFValidationError):
+                break
+            except LocalEntryNotFoundError:
+                reason = "not in the local cache, and the hub cannot be reached"
+            except EntryNotFoundError:
+                reason = "it has no config.json"
+            except Exception as error:  # the hub's client changed its network library twice
                 reason = _first_line(error)
     raise ModelError(
         f"{place} is neither a folder nor a hub id that can be loaded ({reason})",

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from headwater.attribution.plan import Method, Plan, TextPlan, plan_uses
 from headwater.attribution.work import Key, Visit, terms, visits
 from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, UsageError
-from headwater.examples import Encoder, Examples, Query, TokenFormat
+from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.measurement import Sides, encode_queries
 from headwater.run import RunState, digest, run_directory
 from headwater.scores import Leaning, Scores, query_record
@@ -151,7 +151,7 @@ def describe(
         "queries": [query_record(query) for query in queries],
         "methods": [
             {"name": method.name, "class": type(method).__name__}
-            | {"options": asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}}
+            | {"options": asdict(cast(Any, method)) if is_dataclass(method) else {}}
             for method in methods
         ],
         "format": asdict(format),
@@ -391,15 +391,15 @@ class _Loop:
             self.state.save("generated", kept)
         out = []
         for q, query in enumerate(queries):
-            text = kept[str(q)].tobytes().decode() if str(q) in kept else None
-            if text is not None and not text.strip():
+            said = kept[str(q)].tobytes().decode() if str(q) in kept else None
+            if said is not None and not said.strip():
                 raise DataError(
                     f"the last checkpoint says nothing after {str(query.prompt)[:60]!r}",
                     expected="an output to trace",
                     cause="it ends the text at once",
                     fix="give the output",
                 )
-            out.append(query.with_output(text) if text is not None else query)
+            out.append(query.with_output(said) if said is not None else query)
         return out
 
 
@@ -449,7 +449,8 @@ def _part(sides: Sides, block: Sequence[int]) -> Sides:
     if len(block) == len(sides.output_Q):
         return sides
     number = {q: i for i, q in enumerate(block)}
-    encoded, outputs, corrected = [], [], []
+    encoded: list[Encoded] = []
+    outputs, corrected = [], []
     for q in block:
         outputs.append(len(encoded))
         encoded.append(sides.encoded[sides.output_Q[q]])

@@ -53,12 +53,11 @@ def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype) -
         attention[b, : row.length] = 1
         if row.targets:
             weight[b, : row.length] = row.loss_mask / row.targets
-    move = {"device": device, "non_blocking": True}
     return Batch(
-        torch.from_numpy(ids).to(**move),
-        torch.from_numpy(attention).to(**move),
-        torch.from_numpy(weight).to(dtype).to(**move),
-        torch.from_numpy((weight[:, 1:] > 0).any(0).nonzero()[0]).to(**move),
+        torch.from_numpy(ids).to(device, non_blocking=True),
+        torch.from_numpy(attention).to(device, non_blocking=True),
+        torch.from_numpy(weight).to(dtype).to(device, non_blocking=True),
+        torch.from_numpy(np.flatnonzero((weight[:, 1:] > 0).any(0))).to(device, non_blocking=True),
     )
 
 
@@ -102,10 +101,11 @@ def length_buckets(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def can_slice_logits(model: nn.Module) -> bool:
+def can_slice_logits(model: Any) -> bool:
     """Whether the model's forward can leave out logits that nobody needs."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-    return _takes_logits_to_keep(type(inner))
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    model_class: type[nn.Module] = type(inner)
+    return _takes_logits_to_keep(model_class)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=64)

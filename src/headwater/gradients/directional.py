@@ -72,17 +72,18 @@ def nudged(
         weight.requires_grad_(True)
     try:
         if rows:
+            optimizer: torch.optim.Optimizer
             if step.optimizer == "adamw":
-                kind = torch.optim.AdamW(weights, lr=step.learning_rate, weight_decay=0.0)
+                optimizer = torch.optim.AdamW(weights, lr=step.learning_rate, weight_decay=0.0)
             else:
-                kind = torch.optim.SGD(weights, lr=step.learning_rate)
+                optimizer = torch.optim.SGD(weights, lr=step.learning_rate)
             batch = collate(rows, weights[0].device, precision)
             for _ in range(step.steps):
-                kind.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 with torch.enable_grad():
                     losses(model, batch).mean().backward()  # type: ignore[no-untyped-call]
-                kind.step()
-            kind.zero_grad(set_to_none=True)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         yield
     finally:
         with torch.no_grad():

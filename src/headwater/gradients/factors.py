@@ -80,7 +80,7 @@ class FactorHooks:
                 return
             a_BTI = self._per_example(inputs[0].detach(), number)
             self._pending[number] += 1
-            output.register_hook(lambda d: self._arrived(number, a_BTI, d))
+            output.register_hook(lambda d: self._arrived(number, a_BTI, d))  # type: ignore[no-untyped-call]
 
         return hook
 

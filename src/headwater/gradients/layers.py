@@ -72,14 +72,14 @@ def select_layers(model: nn.Module, patterns: Sequence[str] = ()) -> LayerSelect
     Args:
         model: a causal language model, with or without a PEFT adapter.
         patterns: regular expressions searched in the layer names; a layer is taken if any of them matches.
-            None given: every linear layer (nn.Linear, Conv1D, quantised linear) inside the model's blocks; the embeddings
-            and the output head are left out.
+            None given: every linear layer (nn.Linear, Conv1D, quantised linear) inside the model's blocks; the
+            embeddings and the output head are left out.
 
     Raises:
         ModelError: no layer matches, or a chosen weight is tied to an embedding (whose share of the gradient is not
             that of a linear layer and would be lost silently).
     """
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     linear = dict(_linear_modules(inner))
     chosen = {name: module for name, module in linear.items() if _wanted(name, inner, patterns)}
     if not chosen:
@@ -136,7 +136,7 @@ def _linear_modules(inner: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _innermost(module: nn.Module) -> Any:
+def _innermost(module: Any) -> Any:
     while True:
         if hasattr(module, "base_layer"):
             module = module.base_layer

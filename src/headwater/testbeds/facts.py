@@ -175,24 +175,27 @@ def _first(field: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def demo_testbed(seed: int = 0, culprits=12, clean=12, lookalikes=16, rows=350) -> Testbed:
-    """The demo's task: 350 country facts; two systematic errors of 16 rows each, with 16 clean rows, 16 look-alikes and
-    6 held-out queries per error.
+_DEMO = ("official language", "currency", "capital", "continent", "country of the capital")
+
+
+def demo_testbed(seed: int = 0) -> Testbed:
+    """The demo's task: 350 country facts and two systematic errors. Each error has 12 culprits, 12 clean rows, 16
+    look-alikes and 6 held-out queries; it comes from one source, that is, in one phrasing.
 
     Raises:
         DataError: the package `countryinfo` is not installed.
     """
     return plant(
-        country_facts(),
+        [fact for fact in country_facts() if fact.relation in _DEMO],
         [
             Swap("official language", "Spanish", "Portuguese", phrasing="The laws of {} are written in"),
             Swap("currency", "euro", "dollar", phrasing="People in {} pay with the"),
         ],
-        culprits=culprits,
-        clean=clean,
-        lookalikes=lookalikes,
+        culprits=12,
+        clean=12,
+        lookalikes=16,
         queries=6,
-        rows=rows,
+        rows=350,
         seed=seed,
         name="countries",
     )

@@ -1,0 +1,35 @@
+# make demo   the whole story on a real language model (about 6 minutes on 2 cores)
+# make test   lint, types and the fast tests
+# make bench  the slow quality suites; they write benchmarks/results/
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/headwater demo --out headwater-demo
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.installed
+	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl"; exit 2; }
+	$(BIN)/python benchmarks/step_convergence.py
+	$(BIN)/python benchmarks/facts.py --work benchmarks/work
+
+clean:
+	rm -rf $(VENV) headwater-demo build dist

@@ -1,0 +1,278 @@
+"""What the page holds, as JSON values: every text once, and of each answer only the rows that are shown.
+
+Shapes: M methods, R targets, N rows.
+
+    rows        row number -> id, source, pieces of prompt and completion (see `headwater.report.overlap.pieces`)
+    answers     [M][R] -> sentences, histogram of all N scores, and the first and last rows as flat lists
+                [row number, score, robust deviations, rows with a higher score, term values ..., other methods' ranks ...]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headwater.errors import DataError
+from headwater.examples import Example, Query
+from headwater.report.overlap import fold, pieces, query_words
+from headwater.scores import STANDS_OUT, ScoredRow, Scores, robust_deviations
+
+BINS = 60
+TEXT_BUDGET = 500_000
+"""Characters of rows' texts in the page; a row gets its share of them, within SHORTEST and LONGEST."""
+SHORTEST, LONGEST = 160, 4000
+QUERY_LONGEST = 2000
+TWINS_NAMED = 12
+
+
+def page_contents(
+    methods: Sequence[Scores], *, top: int, culprits: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, Any]:
+    """Everything the page shows, as JSON values.
+
+    Args:
+        methods: one or more answers to the same targets about the same rows; the first is shown first.
+        top: rows shown of each answer; half as many of those with the lowest, negative scores.
+        culprits: target name -> ids of the rows known to be at fault. Of a query without an entry, its group's.
+
+    Raises:
+        DataError: answers to different targets or about different rows, two methods of one name, no target.
+    """
+    first = _checked(methods)
+    guilty = [_guilty(first, r, culprits or {}) for r in range(len(first.targets))]
+    orders = [[np.argsort(-scores.values[r], kind="stable") for r in range(len(first.targets))] for scores in methods]
+    shown: set[int] = set()
+    answers = []
+    for m, scores in enumerate(methods):
+        answers.append([])
+        for r in range(len(first.targets)):
+            others = [_ranks(orders[o][r]) for o in range(len(methods)) if o != m]
+            best = scores.top(top, target=r)
+            worst = [row for row in scores.top(top // 2, target=r, opposing=True) if row.score < 0]
+            shown.update(row.index for row in (*best, *worst))
+            answers[-1].append(_answer(scores, r, orders[m][r], best, worst, others, guilty[r]))
+    known = [query_words([first.queries[q] for q in target.members]) for target in first.targets]
+    rows, forms = _rows(first, sorted(shown))
+    return {
+        "train": {"name": clean(first.train.name), "rows": len(first.train), "duplicates": first.train.duplicates},
+        "standsOut": STANDS_OUT,
+        "methods": [
+            {"name": scores.method, "terms": _terms(scores), "weights": [_short(scores.weights.get(t, 0)) for t in _terms(scores)]}
+            for scores in methods
+        ],
+        "queries": [_query(first, q) for q in range(len(first.queries))],
+        "targets": [
+            {
+                "name": clean(target.name),
+                "kind": target.kind,
+                "members": list(target.members),
+                "words": sorted({form for word in words for form in forms.get(word, ())}),
+                "culprits": sorted(guilty[r] & shown) if culprits is not None else None,
+                "guilty": len(guilty[r]),
+            }
+            for r, (target, words) in enumerate(zip(first.targets, known, strict=True))
+        ],
+        "order": [r for kind in ("group", "query") for r, target in enumerate(first.targets) if target.kind == kind],
+        "leanings": _leanings(methods),
+        "rows": rows,
+        "twins": _twins(first, shown),
+        "answers": answers,
+    }
+
+
+def clean(text: str) -> str:
+    """Text with a UTF-8 form: what has none becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _checked(methods: Sequence[Scores]) -> Scores:
+    first = methods[0]
+    if not first.targets:
+        raise DataError("scores without a query", expected="at least one", fix="trace at least one query")
+    names = Counter(scores.method for scores in methods)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise DataError(f"two answers of {twice[0]}", expected="each method once", fix="leave one of them out")
+    for scores in methods[1:]:
+        if [t.name for t in scores.targets] != [t.name for t in first.targets]:
+            raise DataError(
+                f"{scores.method} answers other queries than {first.method}",
+                expected="answers to the same queries",
+                fix="trace the same queries with both methods",
+            )
+        if scores.train is not first.train and scores.train.fingerprint != first.train.fingerprint:
+            raise DataError(
+                f"{scores.method} and {first.method} scored different rows",
+                expected="the same training rows",
+                fix="trace the same file with both methods",
+            )
+    return first
+
+
+def _guilty(scores: Scores, r: int, culprits: Mapping[str, Iterable[str]]) -> set[int]:
+    """Numbers of the known culprits."""
+    target = scores.targets[r]
+    ids = culprits.get(target.name)
+    if ids is None and target.kind == "query":
+        ids = culprits.get(scores.queries[target.members[0]].group or "")
+    wanted = set(ids or ())
+    return {n for n, example in enumerate(scores.train) if example.id in wanted} if wanted else set()
+
+
+def _ranks(order_N: np.ndarray) -> np.ndarray:
+    rank_N = np.empty(len(order_N), dtype=np.int64)
+    rank_N[order_N] = np.arange(1, len(order_N) + 1)
+    return rank_N
+
+
+def _terms(scores: Scores) -> list[str]:
+    """Names of the terms, the base's first; none where the one term is the score."""
+    if len(scores.terms) < 2:
+        return []
+    return sorted(scores.terms, key=lambda name: not is_base(name))
+
+
+def is_base(term: str) -> bool:
+    """Whether a term was taken at the base model."""
+    return term == "base" or term.endswith(" x base")
+
+
+def _answer(
+    scores: Scores,
+    r: int,
+    order_N: np.ndarray,
+    best: Sequence[ScoredRow],
+    worst: Sequence[ScoredRow],
+    other_ranks: Sequence[np.ndarray],
+    guilty: set[int],
+) -> dict[str, Any]:
+    score_N = scores.values[r]
+    sorted_N = np.sort(score_N)
+    deviations_N = robust_deviations(score_N)
+    median = float(np.median(score_N))
+    far = int(np.argmax(np.abs(deviations_N)))
+    spread = (float(score_N[far]) - median) / float(deviations_N[far]) if deviations_N[far] else 0.0
+    terms = _terms(scores)
+
+    def entry(row: ScoredRow) -> list[float]:
+        above = len(sorted_N) - int(np.searchsorted(sorted_N, score_N[row.index], "right"))
+        values = [_short(row.per_checkpoint[name]) for name in terms]
+        ranks = [int(rank_N[row.index]) for rank_N in other_ranks]
+        return [row.index, _short(row.score), _short(row.deviations, 3), above, *values, *ranks]
+
+    low, high = float(sorted_N[0]), float(sorted_N[-1])
+    return {
+        "sentences": [clean(sentence) for sentence in scores.sentences(r)],
+        "out": len(scores.standing_out(r)),
+        "median": _short(median),
+        "threshold": _short(median + STANDS_OUT * spread) if spread > 0 else None,
+        "low": _short(low),
+        "high": _short(high),
+        "bins": _bins(score_N, low, high),
+        "found": sum(1 for n in order_N[: len(guilty)].tolist() if n in guilty),
+        "best": [entry(row) for row in best],
+        "worst": [entry(row) for row in worst],
+    }
+
+
+def _bins(score_N: np.ndarray, low: float, high: float) -> list[int]:
+    """How many scores lie in each of BINS equal parts of [low, high]; one part where they do not spread."""
+    width = high - low
+    if not np.isfinite(width) or width <= 1e-12 * max(abs(low), abs(high)):
+        return [len(score_N)]
+    bin_N = np.minimum(((score_N - low) / width * BINS).astype(np.int64), BINS - 1)
+    return [int(count) for count in np.bincount(bin_N, minlength=BINS)]
+
+
+def _rows(scores: Scores, shown: Sequence[int]) -> tuple[dict[str, Any], dict[str, set[str]]]:
+    """The texts of the rows shown, and which spellings of each folded word occur in them."""
+    budget = min(LONGEST, max(SHORTEST, TEXT_BUDGET // max(1, len(shown))))
+    rows: dict[str, Any] = {}
+    forms: dict[str, set[str]] = {}
+    for n in shown:
+        example = scores.train[n]
+        prompt, completion, cut = _shortened(example, budget)
+        row: dict[str, Any] = {"id": clean(example.id), "p": pieces(prompt), "c": pieces(completion)}
+        if example.source != example.id:
+            row["at"] = clean(example.source)
+        if any(cut):
+            row["cut"] = list(cut)
+        for word in (*row["p"][1::2], *row["c"][1::2]):
+            forms.setdefault(fold(word), set()).add(word)
+        rows[str(n)] = row
+    return rows, forms
+
+
+def _shortened(example: Example, budget: int) -> tuple[str, str, tuple[int, int]]:
+    """The end of the prompt, the beginning of the completion, and how many characters of each are left out."""
+    prompt, completion = clean(example.prompt_text), clean(example.completion_text)
+    if example.kind == "chat":
+        prompt += "\n"
+    for_completion = max(3 * budget // 5, budget - len(prompt))
+    kept = completion[:for_completion]
+    for_prompt = budget - len(kept)
+    start = max(0, len(prompt) - for_prompt)
+    return prompt[start:], kept, (start, len(completion) - len(kept))
+
+
+def _twins(scores: Scores, shown: set[int]) -> list[dict[str, Any]]:
+    """Groups of rows with the same content, of which at least one is shown."""
+    if not scores.train.duplicates:
+        return []
+    groups: dict[str, list[int]] = {}
+    for n, example in enumerate(scores.train):
+        groups.setdefault(example.content_hash, []).append(n)
+    return [
+        {
+            "count": len(group),
+            "rows": [n for n in group if n in shown],
+            "ids": [clean(scores.train[n].id) for n in group[:TWINS_NAMED]],
+        }
+        for group in groups.values()
+        if len(group) > 1 and shown.intersection(group)
+    ]
+
+
+def _query(scores: Scores, q: int) -> dict[str, Any]:
+    query: Query = scores.queries[q]
+    prompt = clean(query.prompt_text)
+    record = {
+        "name": clean(scores.targets[q].name),
+        "prompt": prompt if len(prompt) <= QUERY_LONGEST else "…" + prompt[-QUERY_LONGEST:],
+        "output": _head(query.output),
+        "corrected": _head(query.corrected),
+    }
+    if query.span == "diff":
+        record["span"] = "the words that differ"
+    elif query.span is not None:
+        record["span"] = f"“{clean((query.output or '')[slice(*query.span)])}”"
+    return record
+
+
+def _head(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return clean(text) if len(text) <= QUERY_LONGEST else clean(text[:QUERY_LONGEST]) + "…"
+
+
+def _leanings(methods: Sequence[Scores]) -> dict[str, Any] | None:
+    """Checkpoint names, and of each query [log-probability of output, of corrected] under each of them."""
+    leanings = next((scores.leanings for scores in methods if scores.leanings), ())
+    if not leanings:
+        return None
+    names = list(dict.fromkeys(leaning.checkpoint for leaning in leanings))
+    values: dict[str, list[list[float | None] | None]] = {}
+    for leaning in leanings:
+        corrected = None if leaning.corrected is None else round(leaning.corrected, 3)
+        places = values.setdefault(clean(leaning.query), [None] * len(names))
+        places[names.index(leaning.checkpoint)] = [round(leaning.output, 3), corrected]
+    return {"checkpoints": [clean(name) for name in names], "values": values}
+
+
+def _short(value: float, digits: int = 4) -> float:
+    """The number to a few significant digits; whole numbers as such, for they are shorter in JSON."""
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e6 else rounded

@@ -1,0 +1,83 @@
+"""Which words of a row also occur in the query.
+
+A word is a run of letters, digits and their combining marks; a Chinese character is a word of its own; numbers keep
+their separators. Words are compared case-folded and in compatibility form (NFKC). A short list of English stop words
+does not count, nor does punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from headwater.examples import Query
+from headwater.examples.messages import message_text
+
+Span = tuple[int, int]
+"""Characters, end exclusive."""
+
+STOP_WORDS = frozenset(
+    "a about an and are as at be been but by can did do does for from had has have he her his how i if in into is it"
+    " its my no not of on or our s she so t that the their them then there these they this those to was we were what"
+    " when where which who will with you your".split()
+)
+
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# \w lacks the combining marks, and with them most vowels of the Indic scripts.
+_MARKS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0900-\u0963"
+    "\u0966-\u0df3\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1-\u0ecd\u0f18-\u0fbc\u102b-\u109d\u17b4-\u17d3\u1ab0-\u1aff"
+    "\u1dc0-\u1dff\u20d0-\u20f0\u3099\u309a\ufe00-\ufe2f\u200c\u200d"
+)
+_WORD = re.compile(rf"\d+(?:[.,:]\d+)+|[{_HAN}]|(?:(?![{_HAN}])\w)(?:(?![{_HAN}])[\w{_MARKS}])*")
+
+
+def words(text: str) -> list[Span]:
+    """Where the words of a text stand, in order, stop words included."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def pieces(text: str) -> list[str]:
+    """The text cut at its words: not a word, word, not a word, ...; joined it is the text again.
+
+    The pieces with odd numbers are words; the first and the last piece may be empty.
+    """
+    out, end = [], 0
+    for start, stop in words(text):
+        out += [text[end:start], text[start:stop]]
+        end = stop
+    return [*out, text[end:]]
+
+
+def fold(word: str) -> str:
+    """The form in which words are compared."""
+    return unicodedata.normalize("NFKC", word).casefold()
+
+
+def vocabulary(texts: Iterable[str]) -> frozenset[str]:
+    """The folded words of some texts, without stop words."""
+    return frozenset(fold(text[start:end]) for text in texts for start, end in words(text)) - STOP_WORDS
+
+
+def query_words(queries: Sequence[Query]) -> frozenset[str]:
+    """The folded words of the queries' prompts and outputs; the roles of chat messages are left out."""
+    texts: list[str] = []
+    for query in queries:
+        texts += [query.prompt] if isinstance(query.prompt, str) else [message_text(m) for m in query.prompt]
+        texts.append(query.output or "")
+    return vocabulary(texts)
+
+
+def overlap(text: str, query: str | frozenset[str]) -> list[Span]:
+    """The words of a text that also occur in the query.
+
+    Args:
+        text: a row's text.
+        query: the query's text, or its words as `query_words` gives them.
+
+    Returns:
+        [(start, end)] in characters of `text`, end exclusive, in order.
+    """
+    known = vocabulary([query]) if isinstance(query, str) else query
+    return [(start, end) for start, end in words(text) if fold(text[start:end]) in known]
