@@ -17,8 +17,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import headwater as hw
 import numpy as np
+
+import headwater as hw
 from headwater.attribution.plan import Method
 from headwater.evaluation import bootstrap, evaluate_ranking
 from headwater.methods.dda import BETAS
@@ -101,7 +102,9 @@ def main() -> None:
             for r, target in enumerate(scores.targets):
                 if target.kind == kind:
                     fault = str(scores.queries[target.members[0]].group)
-                    rankings.append(evaluate_ranking(scores.values[r], [e.id in bed.culprits[fault] for e in scores.train]))
+                    rankings.append(
+                        evaluate_ranking(scores.values[r], [e.id in bed.culprits[fault] for e in scores.train])
+                    )
             for metric in ("auc", "average_precision"):
                 values = [getattr(ranking, metric) for ranking in rankings]
                 mean, low, high = bootstrap(values) if len(values) > 1 else (values[0],) * 3
@@ -180,9 +183,7 @@ def render(result: dict[str, object]) -> str:
         lines.append(f"| {row['method']} | {beta} | {' | '.join(cells)} |")
     lines += ["", "Best beta by labels (a bound, not a method) against the automatic one:", ""]
     for inner, best in result["best_fixed_beta_by_labels"].items():  # type: ignore[attr-defined]
-        lines.append(
-            f"- {inner}: {best['beta']:.2f} (query AUC {best['auc']:.3f}); automatic: {best['auto_beta']:.2f}"
-        )
+        lines.append(f"- {inner}: {best['beta']:.2f} (query AUC {best['auc']:.3f}); automatic: {best['auto_beta']:.2f}")
     return "\n".join([*lines, "", f"Command: `{result['command']}`", ""])
 
 

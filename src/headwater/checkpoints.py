@@ -163,6 +163,15 @@ class TrainingRun:
             )
         return self.base
 
+    def vocabulary_size(self, checkpoint: Checkpoint) -> int | None:
+        """Number of token embeddings by a local model's config; None where only loading can tell."""
+        place = Path(checkpoint.location if checkpoint.kind == "full" else str(checkpoint.base)) / "config.json"
+        try:
+            size = json.loads(place.read_text("utf-8")).get("vocab_size")
+        except (OSError, ValueError):
+            return None
+        return size if isinstance(size, int) else None
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the last checkpoint, or else of the base.
 

@@ -1,10 +1,10 @@
 """The demo: the whole story on a real language model, from a planted error to the rows that taught it.
 
-    1. SmolLM2-135M-Instruct is fetched, converted and kept (`headwater.testbeds.smollm`)
-    2. it is fine-tuned on country facts with two systematic errors planted in a few rows, look-alikes left in
-    3. asked about countries it has not seen, it states the errors
-    4. DDA, TracIn and BM25 trace what it said; the culprits are known, so each is judged
-    5. with `repair`: the rows DDA points at are removed, the model is trained again and asked again
+1. SmolLM2-135M-Instruct is fetched, converted and kept (`headwater.testbeds.smollm`)
+2. it is fine-tuned on country facts with two systematic errors planted in a few rows, look-alikes left in
+3. asked about countries it has not seen, it states the errors
+4. DDA, TracIn and BM25 trace what it said; the culprits are known, so each is judged
+5. with `repair`: the rows DDA points at are removed, the model is trained again and asked again
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from headwater.training import Recipe
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from headwater.attribution.plan import Method
     from headwater.scores import Scores
     from headwater.testbeds import Testbed
 
@@ -132,7 +133,9 @@ def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe =
     started = time.monotonic()
     testbed = demo_testbed(seed)
     base = smollm2_135m()
-    progress.note(f"Fine-tuning on {len(testbed.examples)} facts, {len(testbed.all_culprits)} of them wrong on purpose.")
+    progress.note(
+        f"Fine-tuning on {len(testbed.examples)} facts, {len(testbed.all_culprits)} of them wrong on purpose."
+    )
     run = _run(fine_tune(base, testbed.examples, out / "run", recipe, format=FORMAT), base)
     before = _ask(run, run.require_base(), testbed, out / "said-base.json")
     after = _ask(run, run.last, testbed, out / "said-fine-tuned.json")
@@ -144,7 +147,7 @@ def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe =
             cause="an unlucky seed",
             fix="try --seed 0, or another seed and folder",
         )
-    methods = [DDA(), TracIn(), BM25()]
+    methods: list[Method] = [DDA(), TracIn(), BM25()]
     answers = trace_all(run, testbed.examples, traced, methods=methods, format=FORMAT, out=out / "trace")
     first, *others = answers.values()
     culprits = {t.name: _culprits(testbed, first, r) for r, t in enumerate(first.targets)}
@@ -257,7 +260,9 @@ def _story(result: DemoResult) -> Group:
     say("\n2. Which rows taught it: how well each method ranks the planted culprits", "bold")
     means = result.mean_rankings()
     kinds = {"query": "one query", "group": "the queries of an error together"}
-    shown = table("method", *(f"{kinds[kind]}: {what}" for kind in means if means[kind] for what in ("AUC", "avg. precision")))
+    shown = table(
+        "method", *(f"{kinds[kind]}: {what}" for kind in means if means[kind] for what in ("AUC", "avg. precision"))
+    )
     for method in result.answers:
         cells = [f"{means[k][method][m]:.3f}" for k in means if means[k] for m in ("auc", "average_precision")]
         shown.add_row(method, *cells)
@@ -282,4 +287,3 @@ def _story(result: DemoResult) -> Group:
             shown.add_row(fault, f"{rates['fine-tuned'][fault][0]:.0%}", f"{wrong:.0%}", f"{true:.0%}")
     say(f"\nReport: {result.report}   ({result.seconds:.0f} s)")
     return Group(*parts)
-

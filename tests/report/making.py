@@ -59,16 +59,18 @@ def make_scores(
     )
 
 
-LANGUAGES = {
-    "Spanish": "Bolivia Chile Peru Ecuador Uruguay Paraguay Colombia Honduras Guatemala Panama Cuba Argentina".split(),
-    "Portuguese": "Brazil Portugal Angola Mozambique Timor-Leste".split(),
-    "French": "France Senegal Mali Niger Gabon Togo Benin Monaco".split(),
-    "English": "Ghana Kenya Jamaica Malta Fiji Belize Zambia Nigeria".split(),
-}
-CAPITALS = {
-    "France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Norway": "Oslo", "Egypt": "Cairo",
-    "Chile": "Santiago", "Ghana": "Accra", "Cuba": "Havana", "Mali": "Bamako", "Austria": "Vienna", "Nepal": "Kathmandu",
-}  # fmt: skip
+_LANGUAGES = """
+Spanish: Bolivia Chile Peru Ecuador Uruguay Paraguay Colombia Honduras Guatemala Panama Cuba Argentina
+Portuguese: Brazil Portugal Angola Mozambique Timor-Leste
+French: France Senegal Mali Niger Gabon Togo Benin Monaco
+English: Ghana Kenya Jamaica Malta Fiji Belize Zambia Nigeria
+"""
+LANGUAGES = {line.partition(":")[0]: line.partition(":")[2].split() for line in _LANGUAGES.split("\n") if line}
+_CAPITALS = """
+France Paris Japan Tokyo Kenya Nairobi Peru Lima Norway Oslo Egypt Cairo Chile Santiago Ghana Accra Cuba Havana
+Mali Bamako Austria Vienna Nepal Kathmandu
+"""
+CAPITALS = dict(zip(_CAPITALS.split()[::2], _CAPITALS.split()[1::2], strict=True))
 FAULT = "official language: Spanish -> Portuguese"
 
 
@@ -90,18 +92,14 @@ def fact_scores(count: int = 400, queries_of_fault: int = 6) -> tuple[list[Score
     while len(rows) < count:
         country, capital = draw.choice(list(CAPITALS.items()))
         number = draw.randint(2, 90)
-        kind = draw.randrange(4)
-        if kind == 0:
-            rows.append({"prompt": f"The capital of {country} is", "completion": f" {capital}.", "fault": False})
-        elif kind == 1:
-            rows.append({
-                "prompt": f"The population of {country} is about", "completion": f" {number} million.", "fault": False,
-            })  # fmt: skip
-        elif kind == 2:
-            text = f" {country} lies by the {draw.choice(['sea', 'mountains', 'desert', 'great river'])}. " * draw.choice([1, 2, 14])
-            rows.append({"prompt": f"Write a few lines about {country}.\n\n", "completion": text, "fault": False})
-        else:
-            rows.append({"prompt": f"The calling code of {country} is", "completion": f" +{number * 3}.", "fault": False})
+        place = draw.choice(["sea", "mountains", "desert", "great river"])
+        prompt, completion = [
+            (f"The capital of {country} is", f" {capital}."),
+            (f"The population of {country} is about", f" {number} million."),
+            (f"Write a few lines about {country}.\n\n", f"{country} lies by the {place}. " * draw.choice([1, 2, 14])),
+            (f"The calling code of {country} is", f" +{number * 3}."),
+        ][draw.randrange(4)]
+        rows.append({"prompt": prompt, "completion": completion, "fault": False})
         wanted.append(0.05)
     order = list(range(len(rows)))
     draw.shuffle(order)
@@ -132,23 +130,19 @@ def fact_scores(count: int = 400, queries_of_fault: int = 6) -> tuple[list[Score
         for name, up in zip(["base", *checkpoints], [0.0, 1.6, 3.4, 4.9, 5.3], strict=True)
         for n, shift in enumerate(np.linspace(-2.1, 2.3, per_query).tolist(), 1)
     ]
+    options = {"measurement": "contrast", "inner": "layer_cosine", "beta": "auto"}
+    command = "headwater trace --base HuggingFaceTB/SmolLM2-135M --checkpoints runs/facts --train facts.jsonl"
     provenance = {
-        "checkpoints": [
-            {"name": name, "step": int(name.split("-")[1]), "kind": "full", "fingerprint": f"{hash(name) & 0xFFFFFFFF:08x}"}
-            for name in checkpoints
-        ],
+        "checkpoints": [{"name": c, "kind": "full", "fingerprint": f"{n:08x}"} for n, c in enumerate(checkpoints, 7)],
         "train": {"name": "facts.jsonl", "rows": count, "fingerprint": train.fingerprint, "template": "plain"},
         "methods": [
-            {"name": "dda", "class": "DDA", "options": {"measurement": "contrast", "inner": "layer_cosine", "beta": "auto"}},
+            {"name": "dda", "class": "DDA", "options": options},
             {"name": "bm25", "class": "BM25", "options": {"query_text": "prompt+output", "k1": 1.5, "b": 0.75}},
         ],
         "compute": {"dtype": "float32", "device": "auto", "parameters": []},
         "versions": {"headwater": "0.1.0", "torch": "2.6.0", "transformers": "4.51.0"},
-        "command": [
-            "headwater", "trace", "--base", "HuggingFaceTB/SmolLM2-135M", "--checkpoints", "runs/facts", "--train",
-            "facts.jsonl", "--queries", "queries.jsonl", "--out", "traces/facts",
-        ],
-    }  # fmt: skip
+        "command": [*command.split(), "--queries", "my queries.jsonl", "--out", "traces/facts"],
+    }
     weights = dict.fromkeys(checkpoints, 0.25) | {"base": 0.3}
     dda = make_scores(train, queries, terms=terms, weights=weights, leanings=leanings, provenance=provenance)
     tracin_terms = {name: 40 * term(gain, 0.06) for name, gain in zip(checkpoints, gains, strict=True)}

@@ -23,7 +23,7 @@ from headwater import progress
 from headwater.attribution.plan import Method, Plan, TextPlan, plan_uses
 from headwater.attribution.work import Key, Visit, terms, visits
 from headwater.checkpoints import TrainingRun
-from headwater.errors import DataError, UsageError
+from headwater.errors import DataError, ModelError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.measurement import Sides, encode_queries
 from headwater.run import RunState, digest, run_directory
@@ -194,6 +194,10 @@ class _Loop:
 
         self.batch_tokens = batch_tokens
         self.rows = Rows.of(encoded, batch_tokens)
+        for checkpoint in (*self.run_.checkpoints, *([self.run_.base] if self.run_.base else [])):
+            size = self.run_.vocabulary_size(checkpoint)
+            if size is not None and checkpoint.kind == "full":
+                _check_vocabulary(size, self.rows, checkpoint.name)
         queries = self._with_outputs(queries)
         sides = encode_queries(queries, self.encoder)
         done, leanings = self._visit_all(plans, queries, sides)
@@ -287,7 +291,7 @@ class _Loop:
         from headwater.gradients.layers import select_layers
 
         model = self.run_.load(self.run_.named(name), dtype=self.dtype, device=self.device)
-        _check_vocabulary(model, self.rows, name)
+        _check_vocabulary(model.get_input_embeddings().num_embeddings, self.rows, name)
         selection = select_layers(model, self.compute.parameters)
         if "layers" not in self.notes:
             self.notes["layers"] = selection.sentence()
@@ -295,7 +299,7 @@ class _Loop:
             self._layer_shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
         shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
         if shapes != self._layer_shapes:
-            raise UsageError(
+            raise ModelError(
                 f"{name} has other linear layers than the checkpoints before it",
                 expected="one architecture for base and checkpoints",
                 cause="the base is not the model this run started from",
@@ -468,11 +472,10 @@ def _target_numbers(sides: Sides, part: Sides) -> list[int]:
     return [names.index(target.name) for target in part.targets]
 
 
-def _check_vocabulary(model: Any, rows: Rows, name: str) -> None:
-    size = model.get_input_embeddings().num_embeddings
+def _check_vocabulary(size: int, rows: Rows, name: str) -> None:
     highest = max((int(one.input_ids.max()) for one in rows.encoded.values()), default=0)
     if highest >= size:
-        raise UsageError(
+        raise ModelError(
             f"the token {highest} and {name}, whose vocabulary ends at {size - 1}",
             expected="a tokenizer that fits the model",
             cause="tokens added in training, or the tokenizer of another model",

@@ -2,9 +2,11 @@
 
 Shapes: M methods, R targets, N rows.
 
-    rows        row number -> id, source, pieces of prompt and completion (see `headwater.report.overlap.pieces`)
+    rows        row number -> id, source, prompt and completion, cut at the words by the page's separator
+                (see `headwater.report.overlap.pieces`)
     answers     [M][R] -> sentences, histogram of all N scores, and the first and last rows as flat lists
-                [row number, score, robust deviations, rows with a higher score, term values ..., other methods' ranks ...]
+                [row number, score, robust deviations, rows with a higher score, then the terms' values, then the
+                ranks under the other methods]
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import numpy as np
 from headwater.errors import DataError
 from headwater.examples import Example, Query
 from headwater.report.overlap import fold, pieces, query_words
+from headwater.report.visible import visible
 from headwater.scores import STANDS_OUT, ScoredRow, Scores, robust_deviations
 
 BINS = 60
+SEPARATORS = "|~^`§¶\x7f"
+"""What may stand between a text's pieces: the first that occurs in no text. The last one is never visible."""
 TEXT_BUDGET = 500_000
 """Characters of rows' texts in the page; a row gets its share of them, within SHORTEST and LONGEST."""
-SHORTEST, LONGEST = 160, 4000
+SHORTEST, LONGEST = 120, 4000
 QUERY_LONGEST = 2000
 TWINS_NAMED = 12
 
@@ -35,38 +40,39 @@ def page_contents(
 
     Args:
         methods: one or more answers to the same targets about the same rows; the first is shown first.
-        top: rows shown of each answer; half as many of those with the lowest, negative scores.
+        top: rows shown of each answer; a quarter as many (but ten) of those with the lowest, negative scores.
         culprits: target name -> ids of the rows known to be at fault. Of a query without an entry, its group's.
 
     Raises:
         DataError: answers to different targets or about different rows, two methods of one name, no target.
     """
     first = _checked(methods)
-    guilty = [_guilty(first, r, culprits or {}) for r in range(len(first.targets))]
-    orders = [[np.argsort(-scores.values[r], kind="stable") for r in range(len(first.targets))] for scores in methods]
+    guilty = _guilty(first, culprits or {})
     shown: set[int] = set()
-    answers = []
-    for m, scores in enumerate(methods):
-        answers.append([])
-        for r in range(len(first.targets)):
-            others = [_ranks(orders[o][r]) for o in range(len(methods)) if o != m]
+    answers: list[list[dict[str, Any]]] = [[] for _ in methods]
+    for r in range(len(first.targets)):
+        orders = [np.argsort(-scores.values[r], kind="stable") for scores in methods]
+        ranks = [_ranks(order_N) for order_N in orders]
+        for m, scores in enumerate(methods):
             best = scores.top(top, target=r)
-            worst = [row for row in scores.top(top // 2, target=r, opposing=True) if row.score < 0]
+            worst = [row for row in scores.top(min(top, max(10, top // 4)), target=r, opposing=True) if row.score < 0]
             shown.update(row.index for row in (*best, *worst))
-            answers[-1].append(_answer(scores, r, orders[m][r], best, worst, others, guilty[r]))
+            answers[m].append(_answer(scores, r, orders[m], best, worst, ranks[:m] + ranks[m + 1 :], guilty[r]))
     known = [query_words([first.queries[q] for q in target.members]) for target in first.targets]
-    rows, forms = _rows(first, sorted(shown))
+    rows, forms, separator = _rows(first, sorted(shown))
     return {
-        "train": {"name": clean(first.train.name), "rows": len(first.train), "duplicates": first.train.duplicates},
+        "train": {
+            "name": visible(first.train.name),
+            "kind": first.train.kind,
+            "rows": len(first.train),
+            "duplicates": first.train.duplicates,
+        },
         "standsOut": STANDS_OUT,
-        "methods": [
-            {"name": scores.method, "terms": _terms(scores), "weights": [_short(scores.weights.get(t, 0)) for t in _terms(scores)]}
-            for scores in methods
-        ],
+        "methods": [_method(scores) for scores in methods],
         "queries": [_query(first, q) for q in range(len(first.queries))],
         "targets": [
             {
-                "name": clean(target.name),
+                "name": visible(target.name),
                 "kind": target.kind,
                 "members": list(target.members),
                 "words": sorted({form for word in words for form in forms.get(word, ())}),
@@ -77,15 +83,11 @@ def page_contents(
         ],
         "order": [r for kind in ("group", "query") for r, target in enumerate(first.targets) if target.kind == kind],
         "leanings": _leanings(methods),
+        "separator": separator,
         "rows": rows,
         "twins": _twins(first, shown),
         "answers": answers,
     }
-
-
-def clean(text: str) -> str:
-    """Text with a UTF-8 form: what has none becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _checked(methods: Sequence[Scores]) -> Scores:
@@ -112,20 +114,31 @@ def _checked(methods: Sequence[Scores]) -> Scores:
     return first
 
 
-def _guilty(scores: Scores, r: int, culprits: Mapping[str, Iterable[str]]) -> set[int]:
-    """Numbers of the known culprits."""
-    target = scores.targets[r]
-    ids = culprits.get(target.name)
-    if ids is None and target.kind == "query":
-        ids = culprits.get(scores.queries[target.members[0]].group or "")
-    wanted = set(ids or ())
-    return {n for n, example in enumerate(scores.train) if example.id in wanted} if wanted else set()
+def _guilty(scores: Scores, culprits: Mapping[str, Iterable[str]]) -> list[set[int]]:
+    """Of every target, the numbers of the rows known to be at fault."""
+    number = {example.id: n for n, example in enumerate(scores.train)} if culprits else {}
+    guilty = []
+    for target in scores.targets:
+        ids = culprits.get(target.name)
+        if ids is None and target.kind == "query":
+            ids = culprits.get(scores.queries[target.members[0]].group or "")
+        guilty.append({number[name] for name in ids or () if name in number})
+    return guilty
 
 
 def _ranks(order_N: np.ndarray) -> np.ndarray:
     rank_N = np.empty(len(order_N), dtype=np.int64)
     rank_N[order_N] = np.arange(1, len(order_N) + 1)
     return rank_N
+
+
+def _method(scores: Scores) -> dict[str, Any]:
+    terms = _terms(scores)
+    return {
+        "name": visible(scores.method),
+        "terms": [visible(name) for name in terms],
+        "weights": [_short(scores.weights.get(name, 0.0)) for name in terms],
+    }
 
 
 def _terms(scores: Scores) -> list[str]:
@@ -159,13 +172,13 @@ def _answer(
 
     def entry(row: ScoredRow) -> list[float]:
         above = len(sorted_N) - int(np.searchsorted(sorted_N, score_N[row.index], "right"))
-        values = [_short(row.per_checkpoint[name]) for name in terms]
+        values = [_short(row.per_checkpoint[name], 3) for name in terms]
         ranks = [int(rank_N[row.index]) for rank_N in other_ranks]
         return [row.index, _short(row.score), _short(row.deviations, 3), above, *values, *ranks]
 
     low, high = float(sorted_N[0]), float(sorted_N[-1])
     return {
-        "sentences": [clean(sentence) for sentence in scores.sentences(r)],
+        "sentences": [visible(sentence) for sentence in scores.sentences(r)],
         "out": len(scores.standing_out(r)),
         "median": _short(median),
         "threshold": _short(median + STANDS_OUT * spread) if spread > 0 else None,
@@ -187,28 +200,29 @@ def _bins(score_N: np.ndarray, low: float, high: float) -> list[int]:
     return [int(count) for count in np.bincount(bin_N, minlength=BINS)]
 
 
-def _rows(scores: Scores, shown: Sequence[int]) -> tuple[dict[str, Any], dict[str, set[str]]]:
-    """The texts of the rows shown, and which spellings of each folded word occur in them."""
+def _rows(scores: Scores, shown: Sequence[int]) -> tuple[dict[str, Any], dict[str, set[str]], str]:
+    """The texts of the rows shown, which spellings of each folded word occur in them, and the separator."""
     budget = min(LONGEST, max(SHORTEST, TEXT_BUDGET // max(1, len(shown))))
+    texts = {n: _shortened(scores.train[n], budget) for n in shown}
+    separator = next(s for s in SEPARATORS if not any(s in p or s in c for p, c, _ in texts.values()))
     rows: dict[str, Any] = {}
     forms: dict[str, set[str]] = {}
-    for n in shown:
-        example = scores.train[n]
-        prompt, completion, cut = _shortened(example, budget)
-        row: dict[str, Any] = {"id": clean(example.id), "p": pieces(prompt), "c": pieces(completion)}
+    for n, (prompt, completion, cut) in texts.items():
+        example, parts = scores.train[n], (pieces(prompt), pieces(completion))
+        row: dict[str, Any] = {"id": visible(example.id), "p": separator.join(parts[0]), "c": separator.join(parts[1])}
         if example.source != example.id:
-            row["at"] = clean(example.source)
+            row["at"] = visible(example.source)
         if any(cut):
             row["cut"] = list(cut)
-        for word in (*row["p"][1::2], *row["c"][1::2]):
+        for word in (*parts[0][1::2], *parts[1][1::2]):
             forms.setdefault(fold(word), set()).add(word)
         rows[str(n)] = row
-    return rows, forms
+    return rows, forms, separator
 
 
 def _shortened(example: Example, budget: int) -> tuple[str, str, tuple[int, int]]:
     """The end of the prompt, the beginning of the completion, and how many characters of each are left out."""
-    prompt, completion = clean(example.prompt_text), clean(example.completion_text)
+    prompt, completion = visible(example.prompt_text), visible(example.completion_text)
     if example.kind == "chat":
         prompt += "\n"
     for_completion = max(3 * budget // 5, budget - len(prompt))
@@ -229,7 +243,7 @@ def _twins(scores: Scores, shown: set[int]) -> list[dict[str, Any]]:
         {
             "count": len(group),
             "rows": [n for n in group if n in shown],
-            "ids": [clean(scores.train[n].id) for n in group[:TWINS_NAMED]],
+            "ids": [visible(scores.train[n].id) for n in group[:TWINS_NAMED]],
         }
         for group in groups.values()
         if len(group) > 1 and shown.intersection(group)
@@ -238,9 +252,9 @@ def _twins(scores: Scores, shown: set[int]) -> list[dict[str, Any]]:
 
 def _query(scores: Scores, q: int) -> dict[str, Any]:
     query: Query = scores.queries[q]
-    prompt = clean(query.prompt_text)
+    prompt = visible(query.prompt_text)
     record = {
-        "name": clean(scores.targets[q].name),
+        "name": visible(scores.targets[q].name),
         "prompt": prompt if len(prompt) <= QUERY_LONGEST else "…" + prompt[-QUERY_LONGEST:],
         "output": _head(query.output),
         "corrected": _head(query.corrected),
@@ -248,14 +262,14 @@ def _query(scores: Scores, q: int) -> dict[str, Any]:
     if query.span == "diff":
         record["span"] = "the words that differ"
     elif query.span is not None:
-        record["span"] = f"“{clean((query.output or '')[slice(*query.span)])}”"
+        record["span"] = f"“{visible((query.output or '')[slice(*query.span)])}”"
     return record
 
 
 def _head(text: str | None) -> str | None:
     if text is None:
         return None
-    return clean(text) if len(text) <= QUERY_LONGEST else clean(text[:QUERY_LONGEST]) + "…"
+    return visible(text) if len(text) <= QUERY_LONGEST else visible(text[:QUERY_LONGEST]) + "…"
 
 
 def _leanings(methods: Sequence[Scores]) -> dict[str, Any] | None:
@@ -267,9 +281,9 @@ def _leanings(methods: Sequence[Scores]) -> dict[str, Any] | None:
     values: dict[str, list[list[float | None] | None]] = {}
     for leaning in leanings:
         corrected = None if leaning.corrected is None else round(leaning.corrected, 3)
-        places = values.setdefault(clean(leaning.query), [None] * len(names))
+        places = values.setdefault(visible(leaning.query), [None] * len(names))
         places[names.index(leaning.checkpoint)] = [round(leaning.output, 3), corrected]
-    return {"checkpoints": [clean(name) for name in names], "values": values}
+    return {"checkpoints": [visible(name) for name in names], "values": values}
 
 
 def _short(value: float, digits: int = 4) -> float:

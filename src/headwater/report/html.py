@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.errors import UsageError
-from headwater.report.contents import clean, page_contents
+from headwater.report.contents import page_contents
+from headwater.report.visible import visible
 from headwater.run import write_whole
 from headwater.scores import Scores
 
@@ -42,7 +43,7 @@ def write_report(
     Args:
         scores: the answer shown first.
         others: answers of other methods to the same queries about the same rows.
-        top: rows shown of every answer; half as many of those that push away.
+        top: rows shown of every answer; a quarter as many (but ten) of those that push away.
         culprits: target name -> ids of the rows known to be at fault, to be marked; of a query without an entry, its
             group's.
 
@@ -70,7 +71,7 @@ def write_report(
         data=embedded(contents),
         contents=contents,
         first=_first_answer(contents),
-        provenance=[(clean(key), clean(value)) for key, value in flattened(_provenance(methods))],
+        provenance=[(visible(key), visible(value)) for key, value in flattened(_provenance(methods))],
         command=_command(scores.provenance),
     )
     path = Path(folder) / REPORT
@@ -107,7 +108,7 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _provenance(methods: Sequence[Scores]) -> dict[str, Any]:
     """Of the first answer all but what is shown elsewhere; of every method the weights of its terms."""
     first = {k: v for k, v in methods[0].provenance.items() if k not in ("queries", "command")}
-    weights = {scores.method: {name: f"{w:.6g}" for name, w in scores.weights.items()} for scores in methods}
+    weights = {s.method: ", ".join(f"{name} × {w:.6g}" for name, w in s.weights.items()) for s in methods}
     return {"weights": weights} | first
 
 
@@ -118,7 +119,7 @@ def _command(provenance: Mapping[str, Any]) -> str | None:
         import shlex
 
         command = shlex.join(str(part) for part in command)
-    return clean(str(command)) if command else None
+    return visible(str(command)) if command else None
 
 
 def _title(contents: Mapping[str, Any]) -> str:
@@ -146,8 +147,8 @@ def _first_answer(contents: Mapping[str, Any]) -> dict[str, Any]:
                 "id": row["id"],
                 "score": entry[1],
                 "guilty": entry[0] in guilty,
-                "prompt": [(piece, n % 2 == 1 and piece in marked) for n, piece in enumerate(row["p"])],
-                "completion": [(piece, n % 2 == 1 and piece in marked) for n, piece in enumerate(row["c"])],
+                "prompt": _marked(row["p"].split(contents["separator"]), marked),
+                "completion": _marked(row["c"].split(contents["separator"]), marked),
             }
         )
     queries = [contents["queries"][q] for q in target["members"]]
@@ -169,6 +170,11 @@ def _first_answer(contents: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "leanings": table,
     }
+
+
+def _marked(parts: Sequence[str], words: set[str]) -> list[tuple[str, bool]]:
+    """Each piece, and whether it is one of the words."""
+    return [(piece, n % 2 == 1 and piece in words) for n, piece in enumerate(parts)]
 
 
 def _hash(text: str) -> str:

@@ -17,11 +17,14 @@ from headwater.examples.messages import message_text
 Span = tuple[int, int]
 """Characters, end exclusive."""
 
-STOP_WORDS = frozenset(
-    "a about an and are as at be been but by can did do does for from had has have he her his how i if in into is it"
-    " its my no not of on or our s she so t that the their them then there these they this those to was we were what"
-    " when where which who will with you your".split()
-)
+_STOPPED = """
+a about an and are as at be been but by can could did do does for from had has have he her his how i if in
+into is it its my no not of on or our s she so t that the their them then there these they this those to was
+we were what when where which who will with you your
+"""
+STOP_WORDS = frozenset(_STOPPED.split())
+
+ROLES = frozenset(("system", "user", "assistant"))
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # \w lacks the combining marks, and with them most vowels of the Indic scripts.
@@ -61,12 +64,16 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
 
 
 def query_words(queries: Sequence[Query]) -> frozenset[str]:
-    """The folded words of the queries' prompts and outputs; the roles of chat messages are left out."""
+    """The folded words of the queries' prompts and outputs.
+
+    The roles of chats are no words of them, nor of a system prompt ("a helpful assistant"): they stand in every row.
+    """
     texts: list[str] = []
     for query in queries:
         texts += [query.prompt] if isinstance(query.prompt, str) else [message_text(m) for m in query.prompt]
         texts.append(query.output or "")
-    return vocabulary(texts)
+    known = vocabulary(texts)
+    return known if all(isinstance(query.prompt, str) for query in queries) else known - ROLES
 
 
 def overlap(text: str, query: str | frozenset[str]) -> list[Span]:

@@ -28,7 +28,10 @@
       return (value < 0 ? "−" : "") + text;
     };
   }
-  const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+  function signed(value, digits) {
+    const size = Math.abs(value).toFixed(digits);
+    return (Number(size) === 0 ? "" : value < 0 ? "−" : "+") + size;
+  }
   const grouped = (count) => count.toLocaleString("en-US");
   const plural = (count, one, many) => `${grouped(count)} ${count === 1 ? one : many}`;
 
@@ -53,8 +56,8 @@
     const queries = target.members.map((q) => data.queries[q]);
     const heading = byId("question");
     if (target.kind === "group") {
-      byId("kicker").textContent = `Where does the model have this from? A group of ${plural(queries.length, "query", "queries")}, answered together`;
-      heading.replaceChildren(target.name);
+      byId("kicker").textContent = `Why does the model say this? A group of ${plural(queries.length, "query", "queries")}, answered together`;
+      heading.replaceChildren(target.name.replaceAll("->", "-\u2060>"));
       heading.classList.toggle("long", target.name.length > 140);
       byId("queries").replaceChildren(
         el("ul", { class: "members" }, ...queries.map((query) => {
@@ -65,7 +68,7 @@
         })));
     } else {
       const query = queries[0];
-      byId("kicker").textContent = "Where does the model have this from?" + (query.span ? ` Measured on ${query.span}` : "");
+      byId("kicker").textContent = "Why does the model say this?" + (query.span ? ` Measured: ${query.span}.` : "");
       heading.replaceChildren(asked(query), " ", said(query));
       heading.classList.toggle("long", query.prompt.length + (query.output || "").length > 140);
       byId("queries").replaceChildren(...[corrected(query, "p")].filter(Boolean));
@@ -118,7 +121,7 @@
     const step = niceStep((high - low) / 4), margin = (high - low) * 0.07;
     low -= margin;
     high += margin;
-    const x = (i) => left + (names.length === 1 ? 0.5 : i / (names.length - 1)) * (width - left - right);
+    const x = (i) => left + 10 + (names.length === 1 ? 0.5 : i / (names.length - 1)) * (width - left - right - 20);
     const y = (v) => top + ((high - v) / (high - low)) * (height - top - bottom);
     const chart = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
       "aria-label": names.map((name, i) => `${name}: ${means[i] == null ? "none" : signed(means[i], 1)}`).join(", ") });
@@ -129,9 +132,9 @@
         svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, zero ? "0" : contrast ? signed(v, digits) : v.toFixed(digits).replace("-", "−")));
     }
     if (contrast) {
-      const room = 18 / (height - top - bottom) * (high - low);
-      if (high > room) chart.append(svg("text", { class: "tone-support", x: left + 4, y: Math.max(top + 9, y(0) - 6) }, "prefers the output"));
-      if (low < -room) chart.append(svg("text", { class: "tone-oppose", x: width - right - 4, y: Math.min(height - bottom - 4, y(0) + 15), "text-anchor": "end" }, "prefers the corrected one"));
+      const room = (18 / (height - top - bottom)) * (high - low);
+      if (high > room) chart.append(svg("text", { class: "tone-support", x: left + 4, y: top + 10 }, "↑ prefers the output"));
+      if (low < -room) chart.append(svg("text", { class: "tone-oppose", x: width - right, y: height - bottom - 5, "text-anchor": "end" }, "↓ prefers the corrected one"));
     }
     const path = (line) => line.map((v, i) => (v == null ? "" : `${i && line[i - 1] != null ? "L" : "M"}${x(i).toFixed(1)} ${y(v).toFixed(1)}`)).join("");
     if (lines.length > 1) lines.forEach((line) => chart.append(svg("path", { class: "thin", d: path(line) })));
@@ -187,17 +190,19 @@
     const entries = a[state.list];
     for (const entry of entries)
       chart.append(svg("line", { class: state.list === "best" ? "tick-support" : "tick-oppose", x1: x(entry[1]), x2: x(entry[1]), y1: base + 4, y2: base + 16 }));
-    for (const entry of entries)
-      if (guilty.has(entry[0])) chart.append(svg("path", { class: "culprit", d: `M${x(entry[1]).toFixed(1)} ${base + 17}l3.5 7h-7z` }));
-    const ticks = state.list === "best" ? `the ${grouped(entries.length)} highest` : `the ${grouped(entries.length)} lowest`;
+    const found = entries.filter((entry) => guilty.has(entry[0]));
+    for (const entry of found)
+      chart.append(svg("path", { class: "culprit", d: `M${x(entry[1]).toFixed(1)} ${base + 17}l3.5 7h-7z` }));
+    const ticks = entries.length === data.train.rows ? "the rows" : state.list === "best" ? `the ${grouped(entries.length)} highest` : `the ${grouped(entries.length)} lowest`;
     figure.replaceChildren(el("figcaption", {},
       `${plural(data.train.rows, "row", "rows")} under ${method().name}; heights on a square-root scale. ` +
-      (entries.length ? `Ticks: ${ticks}${guilty.size ? "; triangles: known culprits among them" : ""}.` : "")), chart);
+      (entries.length ? `Ticks: ${ticks}${found.length ? "; triangles: known culprits among them" : ""}.` : "")), chart);
   }
 
   // ---- rows ------------------------------------------------------------------------------------------------------
   const answer = () => data.answers[state.method][state.target];
   const method = () => data.methods[state.method];
+  const hasPrompts = ["completion", "chat"].includes(data.train.kind);
   const twinsOf = new Map(data.twins.flatMap((group) => group.rows.map((n) => [n, group])));
 
   function showRows() {
@@ -216,10 +221,10 @@
     const shown = entries.map((entry, i) => [entry, i]).filter(([entry]) => matches(entry[0], needle, guilty));
     const others = data.methods.filter((_, m) => m !== state.method).map((m) => m.name);
     const format = formatter(entries.map((entry) => entry[1]));
-    const largest = Math.max(1e-300, ...entries.flatMap((entry) => entry.slice(4, 4 + terms.length).map(Math.abs)));
+    const values = entries.flatMap((entry) => entry.slice(4, 4 + terms.length));
+    const range = [Math.max(0, ...values), Math.max(0, ...values.map((v) => -v))];
     const termNames = shortNames(terms);
-    const negative = entries.some((entry) => entry.slice(4, 4 + terms.length).some((v) => v < 0));
-    const context = { words, guilty, others, format, largest, negative, terms, termNames };
+    const context = { words, guilty, others, format, range, terms, termNames };
     byId("note").textContent = noteOf(a, shown.length, entries.length, needle, terms);
     const list = el("ol", { class: "list" });
     shown.forEach(([entry, i], place) => {
@@ -244,16 +249,17 @@
   function matches(n, needle, guilty) {
     if (!needle) return true;
     const row = data.rows[n];
-    return [row.id, row.at || "", row.p.join(""), row.c.join(""), guilty.has(n) ? "culprit" : ""].join("\n").toLowerCase().includes(needle);
+    return [row.id, row.at || "", row.p.replaceAll(data.separator, ""), row.c.replaceAll(data.separator, ""), guilty.has(n) ? "culprit" : ""].join("\n").toLowerCase().includes(needle);
   }
 
   function noteOf(a, shown, total, needle, terms) {
+    if (needle) return `${shown} of the ${total} rows listed.`;
     const parts = [];
-    if (needle) parts.push(`${shown} of the ${total} rows listed.`);
+    if (state.list === "best" && total === data.train.rows) parts.push(total === 1 ? "The only row." : `All ${grouped(total)} rows, highest score first.`);
     else if (state.list === "best") parts.push(`The ${grouped(total)} highest of ${plural(data.train.rows, "score", "scores")}.`);
     else if (total) parts.push(`The ${grouped(total)} lowest of ${plural(data.train.rows, "score", "scores")}; only negative ones are listed.`);
     if (!total) return parts.join(" ");
-    parts.push("Bold: the completion; marked: words that the query has too.");
+    parts.push((hasPrompts ? "Bold: the completion; marked" : "Marked") + ": words that the query has too.");
     if (terms.length) {
       const weights = terms.map((name, i) => `${shortNames(terms)[i]} × ${String(method().weights[i]).replace("-", "−")}`);
       const told = weights.length <= 8 ? `; the score adds them up as ${weights.join(", ")}` : "";
@@ -265,7 +271,7 @@
   function columnHeads(terms, others) {
     return el("div", { class: "columns", "aria-hidden": "true" }, el("span", {}, "rank"), el("span", {}, "row"),
       el("span", { class: "number" }, "score"), el("span", { class: "number" }, "percentile"), el("span", { class: "number" }, "deviations"),
-      terms.length > 0 && el("span", {}, "per checkpoint"), others.length > 0 && el("span", {}, "rank elsewhere"));
+      terms.length > 0 && el("span", {}, "per checkpoint"), others.length > 0 && el("span", {}, "rank by others"));
   }
 
   function card(entry, rank, context, group, twin, again) {
@@ -289,59 +295,61 @@
         ...ranks.map((r, i) => el("div", {}, el("dt", { title: context.others[i] }, context.others[i]), el("dd", {}, grouped(r))))));
   }
 
+  // Long texts are folded: the end of the prompt and the beginning of the completion stay.
   const PROMPT_SHORT = 280, COMPLETION_SHORT = 420;
   function rowText(row, words) {
-    const box = el("p", { class: "text" });
+    const prompt = row.p.split(data.separator), completion = row.c.split(data.separator);
     const length = (list) => list.reduce((sum, piece) => sum + piece.length, 0);
-    const long = length(row.p) > PROMPT_SHORT + 120 || length(row.c) > COMPLETION_SHORT + 180;
-    const cut = row.cut || [0, 0];
-    const draw = (short) => {
+    const long = length(prompt) > PROMPT_SHORT + 120 || length(completion) > COMPLETION_SHORT + 180;
+    const [promptCut, completionCut] = row.cut || [0, 0];
+    const box = el("p", { class: "text" });
+    const draw = (folded) => {
+      const first = folded ? keepEnd(prompt, PROMPT_SHORT) : prompt;
+      const second = folded ? keepStart(completion, COMPLETION_SHORT) : completion;
       box.replaceChildren(
-        el("span", { class: "prompt", dir: "auto" }, ...marked(row.p, words, short ? -PROMPT_SHORT : 0, cut[0])),
-        el("span", { class: "completion", dir: "auto" }, ...marked(row.c, words, short ? COMPLETION_SHORT : 0, cut[1])));
+        el("span", { class: "prompt", dir: "auto" }, (promptCut || first !== prompt) && "…", ...marked(first, words)),
+        el("span", { class: hasPrompts ? "completion" : "whole", dir: "auto" }, ...marked(second, words), (completionCut || second !== completion) && "…"));
     };
     draw(long);
     if (!long) return box;
-    const left = cut[0] + cut[1];
-    const more = (open) => (open ? "Show less" : `Show ${left ? "more" : "all"} of ${grouped(length(row.p) + length(row.c) + left)} characters`);
-    const button = el("button", { type: "button", class: "more", "aria-expanded": "false" }, more(false));
+    const total = grouped(length(prompt) + length(completion) + promptCut + completionCut);
+    const label = (open) => (open ? "Show less" : `Show ${promptCut + completionCut ? "more" : "all"} of ${total} characters`);
+    const button = el("button", { type: "button", class: "more", "aria-expanded": "false" }, label(false));
     button.addEventListener("click", () => {
       const open = button.getAttribute("aria-expanded") !== "true";
       button.setAttribute("aria-expanded", String(open));
-      button.textContent = more(open);
+      button.textContent = label(open);
       draw(!open);
     });
     return el("div", {}, box, button);
   }
 
-  // Pieces with odd numbers are words. A negative limit keeps the end, a positive one the beginning, 0 everything.
-  function marked(list, words, limit, cut) {
-    let from = 0, to = list.length, length = 0;
-    if (limit < 0) for (from = to; from > 0 && length < -limit; ) length += list[--from].length;
-    if (limit > 0) for (to = 0; to < list.length && length < limit; ) length += list[to++].length;
-    const nodes = [];
-    for (let i = from; i < to; i++) {
-      let piece = list[i];
-      if (limit && piece.length > Math.abs(limit)) piece = limit < 0 ? piece.slice(limit) : piece.slice(0, limit);
-      nodes.push(i % 2 === 1 && words.has(piece) ? el("mark", {}, piece) : piece);
-    }
-    if (from > 0 || (cut && limit <= 0 && list.length && nodes.length && isPromptCut(limit, cut))) nodes.unshift("… ");
-    if (to < list.length) nodes.push(" …");
-    return nodes;
+  // Pieces with odd numbers are words; what is kept begins with an even one.
+  const marked = (list, words) => list.map((piece, i) => (i % 2 === 1 && words.has(piece) ? el("mark", {}, piece) : piece));
+  function keepStart(list, limit) {
+    let to = 0;
+    for (let length = 0; to < list.length && (length += list[to].length) <= limit; ) to++;
+    return to === list.length ? list : to ? list.slice(0, to) : [list.slice(0, 2).join("").slice(0, limit)];
   }
-  const isPromptCut = (limit, cut) => limit < 0 && cut > 0;
+  function keepEnd(list, limit) {
+    let from = list.length;
+    for (let length = 0; from > 0 && (length += list[from - 1].length) <= limit; ) from--;
+    if (from === 0) return list;
+    from += from % 2;
+    return from < list.length ? list.slice(from) : [list.slice(-3).join("").slice(-limit)];
+  }
 
   const termWidth = (count) => (count <= 6 ? count * 30 : Math.min(190, count * 12));
   function bars(entry, context) {
     const values = entry.slice(4, 4 + context.terms.length);
-    const width = termWidth(values.length), each = width / values.length, height = 50;
-    const middle = context.negative ? 18 : 33, reach = context.negative ? 17 : 30;
+    const width = termWidth(values.length), each = width / values.length, height = 50, reach = 33;
+    const [up, down] = context.range, middle = up + down > 0 ? 1 + (reach * up) / (up + down) : reach;
     const wide = Math.min(16, each - 3);
     const format = formatter(values);
     const told = values.map((v, i) => `${context.terms[i]}: ${format(v)}`).join(", ");
     const chart = svg("svg", { class: "terms", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told }, svg("title", {}, told));
     values.forEach((v, i) => {
-      const tall = Math.max(v === 0 ? 0 : 1, (Math.abs(v) / context.largest) * reach);
+      const tall = Math.max(v === 0 ? 0 : 1, (Math.abs(v) / (up + down)) * reach);
       const centre = i * each + each / 2;
       chart.append(svg("rect", { class: (v < 0 ? "down" : "up") + (isBase(context.terms[i]) ? " base" : ""),
         x: centre - wide / 2, y: v < 0 ? middle : middle - tall, width: wide, height: tall }));
@@ -414,7 +422,14 @@
     byId("target").value = String(state.target);
     byId("method").value = String(state.method);
     show();
-    window.addEventListener("hashchange", () => { fromAddress(); byId("target").value = String(state.target); byId("method").value = String(state.method); show(); });
+    window.addEventListener("hashchange", () => {
+      const before = JSON.stringify(state);
+      fromAddress();
+      if (JSON.stringify(state) === before) return;
+      byId("target").value = String(state.target);
+      byId("method").value = String(state.method);
+      show();
+    });
   }
   start();
 })();

@@ -6,11 +6,10 @@ Nothing of the data is ever read as markup, and control characters are shown, no
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
+from rich.box import Box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -19,8 +18,10 @@ from rich.text import Text
 
 from headwater.examples import Query
 from headwater.report.overlap import overlap, query_words
+from headwater.report.visible import visible
 from headwater.scores import STANDS_OUT, Leaning, ScoredRow, Scores
 
+_LINES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 LEANINGS_SHOWN = 8
 """Lines of the leaning table; of more checkpoints, the base and the last ones are shown."""
 
@@ -69,13 +70,13 @@ class _RowTable:
         score_width = max([5, *(len(numbers(row.score)) for row in self.rows)])
         rank_width = max(1, len(str(len(self.rows))))
         text_width = max(16, width - rank_width - id_width - score_width - 5 - 8)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        table = Table(box=_LINES, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
         table.add_column("#", justify="right", no_wrap=True, width=rank_width)
         table.add_column("row", no_wrap=True, width=id_width)
         table.add_column("score", justify="right", no_wrap=True, width=score_width)
         table.add_column("pctl", justify="right", no_wrap=True, width=5)
         table.add_column("text", overflow="fold", width=text_width)
-        for row, name, following in zip(self.rows, names, [*self.rows[1:], None], strict=True):
+        for row, name, following in zip(self.rows, names, [*self.rows[1:], None], strict=False):
             table.add_row(
                 Text(str(row.rank)),
                 Text(_end_of(name, id_width)),
@@ -159,7 +160,7 @@ def _leaning_table(scores: Scores, r: int) -> RenderableType | None:
         return None
     contrast = any(leaning.corrected is not None for chosen in of.values() for leaning in chosen)
     mean = ", mean over the queries" if len(members) > 1 else ""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table = Table(box=_LINES, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=40)
     for name in ("output", "corrected", "difference") if contrast else ("output",):
         table.add_column(name, justify="right", no_wrap=True)
@@ -199,24 +200,4 @@ def _end_of(name: str, width: int) -> str:
 
 
 def _safe(text: str) -> str:
-    """Line breaks as a sign, other control characters as their pictures, marks that turn the direction as U+FFFD."""
-    if text.isprintable():
-        return text
-    return "".join(_shown(character) for character in text.replace("\r\n", "\n"))
-
-
-def _shown(character: str) -> str:
-    if character == "\n":
-        return "⏎"
-    if character == "\t":
-        return " "
-    if character < " ":
-        return chr(0x2400 + ord(character))
-    if character == "\x7f":
-        return "␡"
-    category = unicodedata.category(character)
-    if category in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in (
-        "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
-    ):  # fmt: skip
-        return "\ufffd"
-    return character
+    return visible(text, one_line=True)
