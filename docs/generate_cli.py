@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from headwater.cli import app
 
 PAGE = Path(__file__).parent / "cli.md"

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE = "base"
+
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
+_IDENTIFYING = (
+    "config.json",
+    "adapter_config.json",
+    *_TOKENIZER,
+    "merges.txt",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +62,13 @@ class Checkpoint:
     revision: str | None = None
 
     def fingerprint(self) -> str:
-        """Identifies the weights: sizes and samples of the files of a folder, the commit of a hub id."""
+        """Identifies weights and tokenizer: sizes and samples of the files of a folder, the commit of a hub id."""
         folder = Path(self.location)
         if not folder.is_dir():
             return f"hub:{self.location}@{self.revision}"
         parts: list[bytes] = []
         for file in sorted(folder.iterdir()):
-            if file.name.endswith((".safetensors", ".bin")) or file.name in ("config.json", "adapter_config.json"):
+            if file.name.endswith((".safetensors", ".bin")) or file.name in _IDENTIFYING:
                 parts += [file.name.encode(), _sample(file)]
         return digest(*parts)
 
@@ -120,7 +133,8 @@ class TrainingRun:
             )
         if base_place is None and bases:
             base_place = next(iter(bases))
-        found = [replace(c, base=base_place) if c.kind == "adapter" else c for c in _named(found)]
+        found = _with_learning_rates(_named(found))
+        found = [replace(c, base=base_place) if c.kind == "adapter" else c for c in found]
         if any(c.kind == "adapter" and c.base is None for c in found):
             raise ModelError(
                 "an adapter whose config names no base model", expected="its base model", fix="give --base"
@@ -221,6 +235,7 @@ class TrainingRun:
             ModelError: it cannot be loaded, or weights are missing from its files.
             NumericalError: a weight is NaN or infinite.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -247,7 +262,7 @@ class TrainingRun:
                 )
             if checkpoint.kind == "adapter":
                 model = _attach(model, checkpoint)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ModelError(
                 f"{checkpoint.name} ({checkpoint.location}) cannot be loaded ({_first_line(error)})",
                 expected="a causal language model that transformers can load",
@@ -281,42 +296,60 @@ def _discover(place: str, every: str, allow_pickle: bool) -> list[Checkpoint]:
     steps = [(step, f) for step, f in steps if f.is_dir() and _kind(f) is not None]
     if not steps:
         _check_model_place(place, allow_pickle)
-        return [_read_checkpoint(folder, previous_step=0)]
+        return [_read_checkpoint(folder)]
     found = []
-    previous = 0
-    for step, checkpoint_folder in steps:
+    for _, checkpoint_folder in steps:
         _check_model_place(str(checkpoint_folder), allow_pickle)
-        found.append(_read_checkpoint(checkpoint_folder, previous_step=previous))
-        previous = step
+        found.append(_read_checkpoint(checkpoint_folder))
     if every == "epoch" and all(c.epoch is not None for c in found):
         last_of_epoch = {math.ceil(round(c.epoch or 0.0, 3)): c for c in found}
         found = list(last_of_epoch.values())
     return found
 
 
-def _read_checkpoint(folder: Path, *, previous_step: int) -> Checkpoint:
-    step = epoch = rate = None
+def _trainer_state(folder: Path) -> tuple[int, float, list[tuple[int, float]]] | None:
+    """Step, epoch, and the learning rates logged until then as (step, rate); None where Trainer left no state."""
     state = folder / "trainer_state.json"
-    if state.exists():
-        try:
-            record = json.loads(state.read_text("utf-8"))
-            step, epoch = int(record["global_step"]), float(record["epoch"])
-            history = record.get("log_history", [])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"{state} cannot be read ({_first_line(error)})",
-                expected="the trainer_state.json that Trainer writes",
-                cause="an interrupted save",
-                fix="leave this checkpoint out",
-            ) from None
+    if not state.exists():
+        return None
+    try:
+        record = json.loads(state.read_text("utf-8"))
+        history = record.get("log_history", [])
         rates = [(int(e["step"]), float(e["learning_rate"])) for e in history if "learning_rate" in e and "step" in e]
-        since = [r for s, r in rates if previous_step < s <= step] or [r for s, r in rates if s <= step][-1:]
-        rate = sum(since) / len(since) if since else None
+        return int(record["global_step"]), float(record["epoch"]), rates
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{state} cannot be read ({_first_line(error)})",
+            expected="the trainer_state.json that Trainer writes",
+            cause="an interrupted save",
+            fix="leave this checkpoint out",
+        ) from None
+
+
+def _with_learning_rates(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Gives each checkpoint the mean learning rate logged since the one before it in this run."""
+    out = []
+    previous = 0
+    for checkpoint in found:
+        state = _trainer_state(Path(checkpoint.location))
+        if state is not None:
+            step, _, rates = state
+            after = previous if previous < step else 0  # a checkpoint of another run, or out of order
+            since = [r for s, r in rates if after < s <= step] or [r for s, r in rates if s <= step][-1:]
+            checkpoint = replace(checkpoint, learning_rate=sum(since) / len(since) if since else None)
+            previous = step
+        out.append(checkpoint)
+    return out
+
+
+def _read_checkpoint(folder: Path) -> Checkpoint:
+    state = _trainer_state(folder)
+    step, epoch = state[:2] if state else (None, None)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         try:
             base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise ModelError(
                 f"{adapter} cannot be read ({_first_line(error)})",
                 expected="the config of a PEFT adapter",
@@ -329,9 +362,8 @@ def _read_checkpoint(folder: Path, *, previous_step: int) -> Checkpoint:
             base=base,
             step=step,
             epoch=epoch,
-            learning_rate=rate,
         )
-    return Checkpoint(name=folder.name, location=str(folder), step=step, epoch=epoch, learning_rate=rate)
+    return Checkpoint(name=folder.name, location=str(folder), step=step, epoch=epoch)
 
 
 def _hub_checkpoint(place: str) -> Checkpoint:
@@ -408,7 +440,7 @@ def _check_model_place(place: str, allow_pickle: bool) -> None:
     names = [f.name for f in folder.iterdir()]
     if any(n.endswith(".safetensors") for n in names) or allow_pickle:
         return
-    if any(n.endswith(".bin") for n in names):
+    if any(n.endswith(".bin") and n.startswith(("pytorch_model", "adapter_model")) for n in names):
         raise ModelError(
             f"{place} has its weights as pickle files only",
             expected="safetensors",
@@ -427,7 +459,19 @@ def _attach(model: Any, checkpoint: Checkpoint) -> Any:
             expected="the package peft",
             fix="pip install 'headwater[peft]'",
         ) from None
-    return PeftModel.from_pretrained(model, checkpoint.location, is_trainable=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapted = PeftModel.from_pretrained(model, checkpoint.location, is_trainable=False)
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message):  # peft says it in no other way
+            raise ModelError(
+                f"{checkpoint.location} lacks weights of the adapter ({_first_line(warning.message)})",
+                expected="a complete adapter",
+                cause="an interrupted save, or an adapter of another model",
+                fix="check the folder, or give the right --base",
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return adapted
 
 
 def _quantization(kind: str, dtype: torch.dtype) -> Any:
@@ -452,7 +496,7 @@ def _require_bitsandbytes(kind: str) -> None:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json"))
+    return any((folder / name).exists() for name in _TOKENIZER)
 
 
 def _extends(tokenizer: Any, base: Any) -> bool:
@@ -471,6 +515,6 @@ def _sample(file: Path, pieces: int = 16, size: int = 65536) -> bytes:
     return b"".join(parts)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]

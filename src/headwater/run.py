@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from headwater.errors import RunError
+from headwater.errors import HeadwaterError, RunError
 
 CONFIG, STATE, LOCK = "config.json", "state", ".lock"
 
@@ -100,15 +100,16 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
 
     folder = Path(path)
     config_file = folder / CONFIG
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file", expected="a folder", fix="give another --out")
-    if folder.is_dir() and not config_file.exists() and any(f for f in folder.iterdir() if f.name != LOCK):
-        raise RunError(
-            f"{folder} is not empty and not a headwater run",
-            expected="a new folder, or one of an earlier run",
-            fix="give another --out",
-        )
     try:
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file", expected="a folder", fix="give another --out")
+        if folder.is_dir() and not config_file.exists() and not all(map(_ours, folder.iterdir())):
+            raise RunError(
+                f"{folder} is not empty and not a headwater run",
+                expected="a new folder, or one of an earlier run",
+                fix="give another --out",
+            )
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
@@ -124,6 +125,7 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
             expected="a folder that can be written",
             fix="give another --out",
         ) from None
+    begun = False
     try:
         wanted = json.loads(json.dumps(config))
         if config_file.exists():
@@ -135,10 +137,24 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
                     fix="give another --out, or remove this folder",
                 )
         else:
+            begun = True
             write_whole(config_file, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
         yield RunState(folder / STATE)
+    except HeadwaterError:
+        if begun and not (folder / STATE).exists():  # nothing was made: the corrected command may use the folder
+            config_file.unlink(missing_ok=True)
+            (folder / LOCK).unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
     finally:
         lock.release()
+
+
+def _ours(file: Path) -> bool:
+    """Whether a file is what a run leaves that ended before its config.json was whole."""
+    return file.name == LOCK or file.name.startswith(f"{CONFIG}.partial-")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

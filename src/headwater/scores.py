@@ -365,7 +365,7 @@ def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> l
     after = mean(last, contrast)
     over = " on average over the queries" if len(members) > 1 else ""
     if contrast:
-        now = "prefers the output to the corrected one" if after > 0 else "still prefers the corrected output"
+        now = "prefers the output to the corrected one" if after > 0 else "prefers the corrected output"
         if not has_base:
             return [f"The fine-tuned model {now}, by {abs(after):.1f} nats{over}; without a base model it is not known "
                     "whether fine-tuning did it."]  # fmt: skip

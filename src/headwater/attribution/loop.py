@@ -11,6 +11,7 @@ Memory: one model, the gradients of one block of queries, one batch, and the sco
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -216,7 +217,7 @@ class _Loop:
                 targets=sides.targets,
                 train=self.train,
                 leanings=leanings,
-                provenance=dict(self.config) | {"notes": self.notes},
+                provenance=dict(self.config) | {"notes": self.notes} | _command(),
             )
         return answers
 
@@ -481,6 +482,12 @@ def _check_vocabulary(size: int, rows: Rows, name: str) -> None:
             cause="tokens added in training, or the tokenizer of another model",
             fix="give the base and checkpoints of one run",
         )
+
+
+def _command() -> dict[str, str]:
+    """The command line that does this again, where it was one."""
+    program = Path(sys.argv[0]).name
+    return {"command": shlex.join([program, *sys.argv[1:]])} if program == "headwater" else {}
 
 
 def _versions() -> dict[str, str]:

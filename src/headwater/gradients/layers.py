@@ -167,6 +167,7 @@ def _features(module: nn.Module) -> tuple[int, int]:
 
 def _left_out(inner: nn.Module, chosen: dict[str, nn.Module]) -> tuple[int, dict[str, int]]:
     covered = {id(_weight(module)) for module in chosen.values()}
+    embedded = {id(m.weight) for m in inner.modules() if isinstance(m, nn.Embedding)}
     total, left, seen = 0, dict[str, int](), set[int]()
     adapter = re.compile(r"\.(lora_|ia3_|vera_|hada_|oft_|adapter|modules_to_save)")
     owner = {id(p): m for m in inner.modules() for p in m.parameters(recurse=False)}
@@ -180,7 +181,7 @@ def _left_out(inner: nn.Module, chosen: dict[str, nn.Module]) -> tuple[int, dict
         total += count
         if id(parameter) in covered:
             continue
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) or id(parameter) in embedded:
             kind = "embeddings"
         elif name.endswith("bias"):
             kind = "biases"

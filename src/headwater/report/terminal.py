@@ -6,7 +6,7 @@ Nothing of the data is ever read as markup, and control characters are shown, no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.box import Box
@@ -41,17 +41,22 @@ def answer(scores: Scores, target: int | str = 0, top: int = 20) -> Group:
     return Group(*parts, Text(), answer_table(scores, r, top))
 
 
-def answer_table(scores: Scores, target: int | str = 0, top: int = 20) -> RenderableType:
+def answer_table(
+    scores: Scores, target: int | str = 0, top: int = 20, *, culprits: Collection[str] = ()
+) -> RenderableType:
     """The first rows: rank, id, score, percentile, and the text with the words marked that the query has too.
 
     A line parts the rows that stand out from the rest, where both are shown.
+
+    Args:
+        culprits: ids of rows known to be responsible (testbeds), marked with an x.
 
     Raises:
         DataError: no such target.
     """
     r = scores.target_number(target)
     members = [scores.queries[q] for q in scores.targets[r].members]
-    return _RowTable(scores.top(top, target=r), query_words(members), len(scores.train))
+    return _RowTable(scores.top(top, target=r), query_words(members), len(scores.train), frozenset(culprits))
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class _RowTable:
     rows: Sequence[ScoredRow]
     known: frozenset[str]
     total: int
+    culprits: frozenset[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -68,7 +74,7 @@ class _RowTable:
         id_width = min(max((cell_len(name) for name in names), default=2), max(8, width // 5))
         numbers = number_format([row.score for row in self.rows])
         score_width = max([5, *(len(numbers(row.score)) for row in self.rows)])
-        rank_width = max(1, len(str(len(self.rows))))
+        rank_width = max(1, len(str(len(self.rows)))) + 2 * bool(self.culprits)
         text_width = max(16, width - rank_width - id_width - score_width - 5 - 8)
         table = Table(box=_LINES, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
         table.add_column("#", justify="right", no_wrap=True, width=rank_width)
@@ -78,7 +84,7 @@ class _RowTable:
         table.add_column("text", overflow="fold", width=text_width)
         for row, name, following in zip(self.rows, names, [*self.rows[1:], None], strict=False):
             table.add_row(
-                Text(str(row.rank)),
+                Text(f"x {row.rank}" if row.id in self.culprits else str(row.rank)),
                 Text(_end_of(name, id_width)),
                 Text(numbers(row.score)),
                 Text(f"{row.percentile:.1f}"),
