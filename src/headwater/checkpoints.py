@@ -201,7 +201,11 @@ class TrainingRun:
                 expected="tokenizer files beside the last checkpoint or the base model",
                 fix="save the tokenizer there (tokenizer.save_pretrained)",
             )
+        if last.kind == "adapter" and not Path(last.location).is_dir() and len(with_tokenizer) > 1:
+            with_tokenizer.append(with_tokenizer.pop(0))  # an adapter on the hub often comes without one
         tokenizer = self._load_tokenizer(with_tokenizer[0])
+        if last.kind == "adapter" and not Path(last.location).is_dir():
+            return tokenizer
         for place in with_tokenizer[1:]:
             other = self._load_tokenizer(place)
             if other.get_vocab() != tokenizer.get_vocab() and not _extends(tokenizer, other):
@@ -241,6 +245,8 @@ class TrainingRun:
 
         place = checkpoint.location if checkpoint.kind == "full" else str(checkpoint.base)
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if checkpoint.kind == "full" and checkpoint.revision is not None:
+            options["revision"] = checkpoint.revision
         if not self.allow_pickle:
             options["use_safetensors"] = True
         if self.quantization is not None:
@@ -377,26 +383,25 @@ def _hub_checkpoint(place: str) -> Checkpoint:
 
 def _hub_config(place: str) -> Path:
     """The config of a model on the hub (its folder is named by the commit), or one clear error."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     reason = "no model of that name"
-    if not Path(place).is_absolute() and not place.startswith("."):
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", place):
+        online = not constants.HF_HUB_OFFLINE
+        if online:
+            try:  # one question without retries, which would take a minute to notice a mistyped path
+                HfApi().model_info(place, timeout=10)
+            except Exception as error:  # the hub's client changed its network library twice
+                online, reason = False, _first_line(error)
         for file in ("adapter_config.json", "config.json"):
             try:
-                return Path(hf_hub_download(place, file))
-            except (RepositoryNotFoundError, HFValidationError):
-                break
+                return Path(hf_hub_download(place, file, local_files_only=not online))
             except LocalEntryNotFoundError:
-                reason = "not in the local cache, and the hub cannot be reached"
+                reason = reason if reason != "no model of that name" else "not in the local cache, and working offline"
             except EntryNotFoundError:
                 reason = "it has no config.json"
-            except Exception as error:  # the hub's client changed its network library twice
+            except Exception as error:
                 reason = _first_line(error)
     raise ModelError(
         f"{place} is neither a folder nor a hub id that can be loaded ({reason})",
@@ -461,7 +466,8 @@ def _attach(model: Any, checkpoint: Checkpoint) -> Any:
         ) from None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapted = PeftModel.from_pretrained(model, checkpoint.location, is_trainable=False)
+        revision = {"revision": checkpoint.revision} if checkpoint.revision is not None else {}
+        adapted = PeftModel.from_pretrained(model, checkpoint.location, is_trainable=False, **revision)
     for warning in caught:
         if "missing adapter keys" in str(warning.message):  # peft says it in no other way
             raise ModelError(

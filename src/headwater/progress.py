@@ -20,12 +20,16 @@ def set_quiet(quiet: bool) -> None:
 class Bar:
     """A running bar; `advance` moves it, `describe` renames it."""
 
-    def __init__(self, progress: Progress | None, task: int) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: Progress | None, task: int, scale: float = 1.0) -> None:
+        self._progress, self._task, self._scale = progress, task, scale
+
+    def scaled(self, scale: float) -> Bar:
+        """The same bar, moved by a share of each advance."""
+        return Bar(self._progress, self._task, self._scale * scale)
 
     def advance(self, amount: float = 1) -> None:
         if self._progress is not None:
-            self._progress.advance(self._task, amount)  # type: ignore[arg-type]
+            self._progress.advance(self._task, amount * self._scale)  # type: ignore[arg-type]
 
     def describe(self, text: str) -> None:
         if self._progress is not None:

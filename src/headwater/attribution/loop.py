@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from headwater import progress
-from headwater.attribution.plan import Method, Plan, TextPlan, plan_uses
+from headwater.attribution.plan import DirectionalPlan, Method, Plan, TextPlan, plan_uses
 from headwater.attribution.work import Key, Visit, terms, visits
 from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, ModelError, UsageError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How gradients are computed. Nothing here changes what is computed, up to rounding, but `parameters`.
+    """How gradients are computed. Only `parameters` changes what is computed; the rest is rounding, speed and memory.
 
     Attributes:
         parameters: regular expressions of the linear layers whose gradients are taken; none: all linear layers of
@@ -115,6 +115,19 @@ def trace_all(
     if not queries:
         raise DataError("no query", expected="at least one prompt", fix="give --prompt or --queries")
     plans = [method.plan(run) for method in methods]
+    if compute.dtype == "bfloat16" and any(isinstance(plan, DirectionalPlan) for plan in plans):
+        raise UsageError(
+            "the directional engine in bfloat16",
+            expected="float32 or float64: steps of 5e-6 are lost in bfloat16's 8 bits, and the scores would be noise",
+            fix="use --dtype float32, or a method of the gradient engine",
+        )
+    contrast = any(getattr(plan, "measurement", None) == "contrast" for plan in plans)
+    without = sum(query.corrected is None for query in queries)
+    if contrast and without:
+        progress.note(
+            f"{without} of {len(queries)} queries have no corrected output: the loss of their output is measured. "
+            "A corrected output usually tells the responsible rows from look-alikes far better."
+        )
     config = describe(run, train, queries, methods, format, compute)
     with run_directory(out, config) as state:
         tokenizer = run.tokenizer()
@@ -256,6 +269,7 @@ class _Loop:
         if products or visit.keep_sides:
             blocks = self._blocks(sides, queries, loaded)
             parts: list[tuple[list[int], dict[Any, np.ndarray]]] = []
+            share = bar.scaled(1 / len(blocks))
             for number, block in enumerate(blocks):
                 stem = f"{name}/gradients-{number:03d}"
                 part = _part(sides, block)
@@ -264,7 +278,7 @@ class _Loop:
                 if not products:
                     continue
                 if passes.finished(stem, self.rows, self.state):
-                    arrays = passes.run_chunks(stem, self.rows, self.state, None, bar)
+                    arrays = passes.run_chunks(stem, self.rows, self.state, None, share)
                     found = {p: arrays[passes.product_name(p)] for p in products}
                 else:
                     matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
@@ -272,7 +286,7 @@ class _Loop:
                         at: self._stored(at, number, name, loaded(), part)
                         for at in sorted({p.query_at for p in products})
                     }
-                    found = passes.gradient_pass(loaded(), stem, products, stored, matrices, self.state, bar)
+                    found = passes.gradient_pass(loaded(), stem, products, stored, matrices, self.state, share)
                 parts.append((_target_numbers(sides, part), found))
             for product in products:
                 full = np.zeros((len(sides.targets), len(self.train)))
@@ -318,6 +332,7 @@ class _Loop:
             batch_tokens=self.batch_tokens,
             example_tokens=self.rows.mean_tokens,
             precision=self.precision,
+            memory=self.compute.query_memory,
         )
 
     def _stored(self, at: str, block: int, here: str, place: Place, sides: Sides) -> SideGradients:

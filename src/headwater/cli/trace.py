@@ -345,16 +345,14 @@ def _beta(text: str | None) -> Any:
 
 def _split_options(names: list[str], options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Each method with the options that it has; an option that none of them has is refused."""
-    from dataclasses import fields
-
     from headwater.errors import UsageError
     from headwater.methods.table import METHODS, make_method
 
     wanted = []
     used: set[str] = set()
     for name in names:
-        recipe = make_method(name)
-        has = {"beta"} if name == "dda-paper" else {entry.name for entry in fields(recipe)}  # type: ignore[arg-type]
+        make_method(name)
+        has = METHODS[name].options()
         given = {key: value for key, value in options.items() if key in has}
         used |= set(given)
         wanted.append((name, given))

@@ -133,6 +133,7 @@ def side_gradients(
     batch_tokens: int,
     example_tokens: float,
     precision: torch.dtype,
+    memory: int | None = None,
 ) -> SideGradients:
     """Gradient of the mean negative log-likelihood of every side.
 
@@ -140,6 +141,7 @@ def side_gradients(
         batch_tokens: tokens of a batch, padding included.
         example_tokens: mean length of the examples that will be contracted, for the choice of representation.
         precision: type the gradients are kept and multiplied in.
+        memory: bytes for all of it; where the cheaper representation would take more, the smaller one is kept.
 
     Raises:
         NumericalError: NaN or infinity in a gradient.
@@ -153,6 +155,15 @@ def side_gradients(
         not factored_is_cheaper(layer, len(sides), sum(tokens) * n, example_tokens)
         for layer, n in zip(layers, uses, strict=True)
     ]
+    held = [
+        len(sides) * layer.size if as_matrix else sum(tokens) * n * (layer.in_features + layer.out_features)
+        for layer, n, as_matrix in zip(layers, uses, dense, strict=True)
+    ]
+    if memory is not None and sum(held) * precision.itemsize > memory:
+        dense = [
+            len(sides) * layer.size < sum(tokens) * n * (layer.in_features + layer.out_features)
+            for layer, n in zip(layers, uses, strict=True)
+        ]
     for layer, as_matrix in zip(layers, dense, strict=True):
         shape = (len(sides), layer.out_features, layer.in_features)
         kept.append(DenseGradients(torch.zeros(shape, dtype=precision, device=device)) if as_matrix else None)

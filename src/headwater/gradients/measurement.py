@@ -83,7 +83,6 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder) -> Sides:
             raise DataError(
                 f"query {name} has no output", expected="the words whose origin is asked for", fix="give its output"
             )
-        span, corrected_span = query.span, None
         span, corrected_span = query.spans()
         outputs.append(len(encoded))
         encoded.append(encoder.query(query.prompt, query.output, span=span))

@@ -36,7 +36,8 @@ class DDA:
 
     Attributes:
         measurement: "contrast" (loss of the output minus loss of the corrected output) or "loss".
-        inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer).
+        inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer). The
+            directional engine has no such choice.
         beta: how much of the base model's influence is taken out (negative: put in); "auto" chooses it without
             labels, see `choose_beta`. 0 needs no pass over the base model.
         level: debias the scores, or the examples' gradients.
@@ -44,6 +45,7 @@ class DDA:
         engine: "gradient", or "directional": per checkpoint the difference of losses between a ground and an error
             model, the authors' own form (status C), with 3 AdamW steps at 5e-6 as in CEA's code.
         learning_rate: of the directional engine's steps.
+        label: the name of the results; None: "dda", or "dda-difference" for the directional engine.
     """
 
     measurement: Measurement = "contrast"
@@ -53,8 +55,21 @@ class DDA:
     checkpoint_weights: tuple[float, ...] | None = None
     engine: Literal["gradient", "directional"] = "gradient"
     learning_rate: float = 5e-6
+    label: str | None = None
 
     def __post_init__(self) -> None:
+        if self.engine == "directional" and self.inner != "layer_cosine":
+            raise UsageError(
+                f"inner={self.inner!r} with the directional engine",
+                expected="no choice: differences of losses are dot products with the step",
+                fix="leave inner out, or use engine='gradient'",
+            )
+        if self.engine == "gradient" and self.learning_rate != 5e-6:
+            raise UsageError(
+                f"learning_rate={self.learning_rate} with the gradient engine",
+                expected="no step: gradients are exact",
+                fix="leave learning_rate out, or use engine='directional'",
+            )
         if self.beta != "auto" and not (isinstance(self.beta, int | float) and np.isfinite(self.beta)):
             raise UsageError(f"beta={self.beta!r}", expected="a finite number or 'auto'", fix="correct beta")
         if self.engine == "directional" and self.level == "gradient":
@@ -71,11 +86,11 @@ class DDA:
         Status S (second-hand). The paper's value of beta is unknown; 0.5 is the middle of the range [0, 1) that the
         derivation in docs/math.md gives.
         """
-        return cls(inner="dot", beta=beta)
+        return cls(inner="dot", beta=beta, label="dda-paper")
 
     @property
     def name(self) -> str:
-        return "dda" if self.engine == "gradient" else "dda-difference"
+        return self.label or ("dda" if self.engine == "gradient" else "dda-difference")
 
     @property
     def uses_base(self) -> bool:

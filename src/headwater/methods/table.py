@@ -26,6 +26,7 @@ class MethodInfo:
     Attributes:
         name: on the command line. make: builds the method from options.
         status: of the formula. needs_base: whether its defaults compare with the base model.
+        fixed: options of the recipe that this entry decides.
     """
 
     name: str
@@ -35,6 +36,12 @@ class MethodInfo:
     status: str
     source: str
     needs_base: bool = False
+    fixed: frozenset[str] = frozenset()
+
+    def options(self) -> frozenset[str]:
+        """Names of the options that this entry leaves open."""
+        recipe: Any = type(self.make())
+        return frozenset(entry.name for entry in fields(recipe)) - self.fixed - {"label"}
 
 
 def _paper(**options: Any) -> Method:
@@ -63,6 +70,7 @@ METHODS: Mapping[str, MethodInfo] = {
             status="S",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
+            fixed=frozenset({"measurement", "inner", "level", "checkpoint_weights", "engine", "learning_rate"}),
         ),
         MethodInfo(
             name="dda-difference",
@@ -73,6 +81,7 @@ METHODS: Mapping[str, MethodInfo] = {
             status="C (the authors' read-me), S (debias)",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
+            fixed=frozenset({"engine", "inner", "level"}),
         ),
         MethodInfo(
             name="tracin",
@@ -89,6 +98,7 @@ METHODS: Mapping[str, MethodInfo] = {
             cost="1 gradient pass",
             status="D (first order of C)",
             source="Ladhak et al. 2023, arXiv 2212.10722",
+            fixed=frozenset({"form", "optimizer", "learning_rate", "steps"}),
         ),
         MethodInfo(
             name="cea-difference",
@@ -98,6 +108,7 @@ METHODS: Mapping[str, MethodInfo] = {
             cost="2 R forward passes",
             status="C",
             source="Ladhak et al. 2023, arXiv 2212.10722",
+            fixed=frozenset({"form"}),
         ),
         MethodInfo(
             name="dot",
@@ -122,6 +133,7 @@ METHODS: Mapping[str, MethodInfo] = {
             cost="1 gradient pass",
             status="C",
             source="as cosine, unit norm per layer",
+            fixed=frozenset({"layerwise"}),
         ),
         MethodInfo(
             name="bm25",
@@ -151,8 +163,7 @@ def make_method(name: str, **options: Any) -> Method:
     """
     if name not in METHODS:
         raise UsageError(f"method {name!r}", expected=f"one of {', '.join(METHODS)}", fix="see headwater methods")
-    recipe = type(METHODS[name].make())
-    known = {entry.name for entry in fields(recipe)} if name != "dda-paper" else {"beta"}  # type: ignore[arg-type]
+    known = METHODS[name].options()
     unknown = sorted(set(options) - known)
     if unknown:
         raise UsageError(
