@@ -29,7 +29,8 @@ test: lint
 bench: $(VENV)/.installed
 	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl"; exit 2; }
 	$(BIN)/python benchmarks/step_convergence.py
-	$(BIN)/python benchmarks/facts.py --work benchmarks/work
+	$(BIN)/python benchmarks/facts.py --work benchmarks/work --difference
+	$(BIN)/python benchmarks/auto_beta.py --work benchmarks/work
 
 clean:
 	rm -rf $(VENV) headwater-demo build dist

@@ -288,7 +288,9 @@ def test_quantization_without_bitsandbytes_names_the_package(
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else real(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else real(name, *a)
+    )
     refused(hw.UsageError, r"bitsandbytes.*headwater\[quantized\]", run_folder / "run", quantization=kind)
     refused(hw.UsageError, "expected 4bit or 8bit", run_folder / "run", quantization="2bit")
 
@@ -360,7 +362,7 @@ def test_truncated_weight_file_is_refused(full: Path, lora: Path, name: str) -> 
     file = last_of(folder) / name
     file.write_bytes(file.read_bytes()[:-64])
     run = run_of(folder)
-    with pytest.raises(hw.ModelError, match="checkpoint-6 .*cannot be loaded"):
+    with pytest.raises(hw.ModelError, match=r"checkpoint-6 .*cannot be loaded"):
         run.load(run.last, **CPU)
 
 
@@ -388,14 +390,14 @@ def test_tokenizer_of_the_base_stands_in_for_a_missing_one(full: Path) -> None:
 def test_no_tokenizer_anywhere(full: Path) -> None:
     without_tokenizer(last_of(full))
     without_tokenizer(full / "base")
-    with pytest.raises(hw.ModelError, match="no tokenizer in .*save_pretrained"):
+    with pytest.raises(hw.ModelError, match=r"no tokenizer in .*save_pretrained"):
         run_of(full).tokenizer()
 
 
 def test_tokenizers_that_differ_are_refused(full: Path) -> None:
     without_tokenizer(full / "base")
     tiny.tokenizer(["wholly other words, for another vocabulary"] * 9).save_pretrained(full / "base")
-    with pytest.raises(hw.ModelError, match="differ.*one vocabulary"):
+    with pytest.raises(hw.ModelError, match=r"differ.*one vocabulary"):
         run_of(full).tokenizer()
 
 
@@ -413,5 +415,5 @@ def test_tokens_added_in_training_are_allowed(full: Path) -> None:
 
 def test_broken_tokenizer_file_is_refused(full: Path) -> None:
     (last_of(full) / "tokenizer.json").write_text("{")
-    with pytest.raises(hw.ModelError, match="tokenizer of .* cannot be loaded"):
+    with pytest.raises(hw.ModelError, match=r"tokenizer of .* cannot be loaded"):
         run_of(full).tokenizer()

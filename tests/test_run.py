@@ -104,7 +104,11 @@ def test_other_arguments_are_refused_and_the_difference_is_shown(tmp_path: Path)
     before = tree(tmp_path)
     other = {"train": {"rows": 4, "name": "facts"}, "methods": ["dda", "cea"], "seed": 1}
     message = refused(tmp_path, "made with other arguments", other)
-    for part in ("train.rows was 3, is now 4", 'methods was ["dda"], is now ["dda", "cea"]', "beta was 0.5, is now null"):
+    for part in (
+        "train.rows was 3, is now 4",
+        'methods was ["dda"], is now ["dda", "cea"]',
+        "beta was 0.5, is now null",
+    ):
         assert part in message
     assert "seed was null, is now 1" in message
     assert "name" not in message

@@ -18,7 +18,8 @@ QUERY = hw.Query("The capital of Australia is", " Sydney", corrected=" Canberra"
 
 def rows(count: int) -> hw.Examples:
     return hw.Examples.from_rows(
-        [{"prompt": f"Question {n} is", "completion": f" answer {n}", "id": f"row-{n}"} for n in range(count)], name="rows"
+        [{"prompt": f"Question {n} is", "completion": f" answer {n}", "id": f"row-{n}"} for n in range(count)],
+        name="rows",
     )
 
 
@@ -170,7 +171,7 @@ def lean(checkpoint: str, output: float, corrected: float | None, query: str = "
         ),
         (
             (lean("base", -5.0, -2.0), lean("checkpoint-9", -4.0, -2.5)),
-            "Not the base model: it preferred the corrected output by 3.0 nats; after fine-tuning the model still "
+            "Not the base model: it preferred the corrected output by 3.0 nats; after fine-tuning the model "
             "prefers the corrected output, by 1.5 nats.",
         ),
         (
@@ -216,7 +217,7 @@ def test_sentence_of_a_group_is_the_mean_over_its_members_alone() -> None:
     scores = scores_of(np.zeros((4, 3)), queries=queries, targets=targets, leanings=leanings)
     assert scores.sentences("g")[0] == (
         "Not the base model: it preferred the corrected output by 2.0 nats on average over the queries; after "
-        "fine-tuning the model prefers the output to the corrected one, by 3.0 nats on average over the queries."
+        "fine-tuning the model prefers the output to the corrected one, by 3.0 nats."
     )
     assert "by 2.0 nats; after" in scores.sentences("a")[0]
 
@@ -339,7 +340,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     scores = two_terms()
     scores.save(tmp_path)
     (tmp_path / "trace.json").write_text(json.dumps({})[:1])
-    with pytest.raises(hw.RunError, match="no finished trace.*run the same command again"):
+    with pytest.raises(hw.RunError, match=r"no finished trace.*run the same command again"):
         Scores.load(tmp_path, scores.train)
     (tmp_path / "trace.json").unlink()
     with pytest.raises(hw.RunError, match="no finished trace"):

@@ -13,7 +13,7 @@ import torch
 
 import headwater as hw
 import tiny
-from headwater.attribution import loop, passes
+from headwater.attribution import loop
 from headwater.gradients.layers import select_layers
 from reference import naive
 
@@ -203,7 +203,6 @@ def test_killed_and_resumed_is_the_same_as_fresh(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     run = run_of(run_folder)
-    monkeypatch.setattr(passes, "CHUNK_BATCHES", 1)
     compute = hw.Compute(batch_tokens=40)
     fresh = hw.trace_all(run, TRAIN, QUERIES, methods=METHODS, compute=compute, out=tmp_path / "fresh")
     real, calls = loop.RunState.save, 0

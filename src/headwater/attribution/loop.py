@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from headwater.gradients.contraction import SideGradients
 
 
+CHUNK_BATCHES = (16, 1)
+"""Batches of a chunk, the work that a kill may cost: on an accelerator (about a second each), on a CPU (many)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """How gradients are computed. Only `parameters` changes what is computed; the rest is rounding, speed and memory.
@@ -207,7 +211,7 @@ class _Loop:
         from headwater.attribution.passes import Rows
 
         self.batch_tokens = batch_tokens
-        self.rows = Rows.of(encoded, batch_tokens)
+        self.rows = Rows.of(encoded, batch_tokens, CHUNK_BATCHES[self.device.type == "cpu"])
         for checkpoint in (*self.run_.checkpoints, *([self.run_.base] if self.run_.base else [])):
             size = self.run_.vocabulary_size(checkpoint)
             if size is not None and checkpoint.kind == "full":

@@ -29,9 +29,6 @@ from headwater.gradients.layers import Layer
 from headwater.gradients.measurement import Measurement, Sides
 from headwater.run import RunState
 
-CHUNK_BATCHES = 8
-"""Batches of a chunk, the unit of work that is kept."""
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -48,11 +45,12 @@ class Rows:
     chunks: tuple[tuple[tuple[int, ...], ...], ...]
 
     @classmethod
-    def of(cls, encoded: Sequence[Encoded], batch_tokens: int) -> Rows:
+    def of(cls, encoded: Sequence[Encoded], batch_tokens: int, chunk_batches: int) -> Rows:
+        """Batches of similar length, and chunks of batches: the unit of work that is kept."""
         with_targets = [row for row, one in enumerate(encoded) if one.targets]
         buckets = length_buckets([encoded[row].length for row in with_targets], batch_tokens)
         batches = [tuple(with_targets[i] for i in bucket) for bucket in buckets]
-        chunks = [tuple(batches[i : i + CHUNK_BATCHES]) for i in range(0, len(batches), CHUNK_BATCHES)]
+        chunks = [tuple(batches[i : i + chunk_batches]) for i in range(0, len(batches), chunk_batches)]
         return cls({row: encoded[row] for row in with_targets}, len(encoded), tuple(chunks))
 
     @property
@@ -107,15 +105,19 @@ def run_chunks(
         if piece is None or not np.array_equal(piece["rows"], numbers):
             if work is None:
                 raise RuntimeError(f"chunk {name} is needed and there is no model to make it with")
-            parts = [_halving(work, batch) for batch in chunk]
+            parts = []
+            for batch in chunk:
+                parts.append(_halving(work, batch))
+                bar.advance(rows.tokens([batch]))
             piece = {key: np.concatenate([part[key] for part in parts], -1) for key in parts[0]}
             _check_finite(piece, stem)
             state.save(name, piece | {"rows": numbers})
+        else:
+            bar.advance(rows.tokens(chunk))
         for key, values in piece.items():
             if key != "rows":
                 full = out.setdefault(key, np.zeros((*values.shape[:-1], rows.count), values.dtype))
                 full[..., numbers] = values
-        bar.advance(rows.tokens(chunk))
     return out
 
 

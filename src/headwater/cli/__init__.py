@@ -52,9 +52,10 @@ def main() -> None:
     except HeadwaterError as error:
         print(f"headwater: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("headwater: interrupted; finished work in --out is kept, the same command goes on.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:  # typer turns an interrupt into this
+        if stop.code == 130:
+            print("headwater: interrupted; finished work in --out is kept, the same command goes on.", file=sys.stderr)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
