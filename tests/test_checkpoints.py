@@ -250,7 +250,7 @@ def test_missing_base_is_one_line(full: Path) -> None:
 
 
 def test_hub_id_that_cannot_be_reached_is_one_line() -> None:
-    refused(hw.ModelError, "the hub cannot be reached", "nobody-at-all/no-such-model")
+    refused(hw.ModelError, "not in the local cache, and working offline", "nobody-at-all/no-such-model")
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from headwater.run import write_whole
 STANDS_OUT = 8.0
 """Robust z-score from which a row is said to stand out of the rest."""
 
+FEWEST_ROWS = 20
+"""Fewer rows have no rest to stand out of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRow:
@@ -194,11 +197,14 @@ class Scores:
         return rows
 
     def standing_out(self, target: int | str = 0) -> list[int]:
-        """Numbers of the rows that stand out of the rest, best first: robust z-score of at least STANDS_OUT.
+        """Numbers of the rows that stand out of the rest, best first: robust z-score of at least STANDS_OUT, in
+        FEWEST_ROWS rows or more.
 
         A description of the scores' shape, not a test with a known rate of false alarms.
         """
         score_N = self.values[self.target_number(target)]
+        if len(score_N) < FEWEST_ROWS:
+            return []
         deviations_N = robust_deviations(score_N)
         order = np.argsort(-score_N, kind="stable")
         return [int(i) for i in order if deviations_N[i] >= STANDS_OUT]

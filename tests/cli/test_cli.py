@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import headwater as hw
 import tiny
+from headwater import cli
 from headwater.methods.table import METHODS
 
 HEADWATER = shutil.which("headwater", path=str(Path(sys.executable).parent))
@@ -143,20 +144,7 @@ def test_the_same_command_again_says_the_same_and_computes_nothing(traced: tuple
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.piece")} == pieces
 
 
-def test_json_and_the_library_say_the_same(traced: tuple[Path, list[str], str], train: Path) -> None:
-    out, command, _ = traced
-    done = headwater(*command, "--json", "--quiet")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    (target,) = record["targets"]
-    scores = hw.Scores.load(out, hw.read_examples(train))
-    assert target["methods"]["dda"]["top"] == [vars(row) for row in scores.top(3)]
-    assert target["methods"]["dda"]["sentences"] == scores.sentences()
-    assert set(target["methods"]) == {"dda", "bm25"}
-    assert {lean["checkpoint"] for lean in record["leanings"]} == set(scores.terms)
-
-
-def test_queries_from_a_file_with_a_group(given: list[str], tmp_path: Path) -> None:
+def test_json_of_queries_in_a_file_is_what_the_library_says(given: list[str], train: Path, tmp_path: Path) -> None:
     queries = [
         {
             "prompt": "The capital of Australia is",
@@ -167,12 +155,22 @@ def test_queries_from_a_file_with_a_group(given: list[str], tmp_path: Path) -> N
         },
         {"prompt": "The capital of Peru is", "output": " Cairo", "corrected": " Lima", "group": "g", "id": "b"},
     ]
-    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
-    done = headwater("trace", *given, "--queries", tmp_path / "queries.jsonl", "--method", "bm25", "--json", "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert [(t["name"], t["kind"]) for t in json.loads(done.stdout)["targets"]] == [
-        ("a", "query"), ("b", "query"), ("g", "group"),
-    ]  # fmt: skip
+    file = tmp_path / "queries.jsonl"
+    file.write_text("".join(json.dumps(q) + "\n" for q in queries))
+    done = headwater("trace", *given, "--queries", file, "--method", "tracin", "--method", "bm25", "--json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads(done.stdout)
+    run = hw.TrainingRun.from_pretrained(given[3], base=given[1])
+    methods = [hw.TracIn(), hw.BM25()]
+    wanted = hw.trace_all(run, hw.read_examples(train), hw.read_queries(file), methods=methods)
+    assert [(t["name"], t["kind"]) for t in record["targets"]] == [("a", "query"), ("b", "query"), ("g", "group")]
+    for r, target in enumerate(record["targets"]):
+        for name, scores in wanted.items():
+            found = target["methods"][name]
+            assert found["sentences"] == scores.sentences(r)
+            assert found["weights"] == scores.weights
+            assert found["top"] == json.loads(json.dumps([vars(row) for row in scores.top(20, target=r)]))
+    assert {lean["checkpoint"] for lean in record["leanings"]} == {"base", "checkpoint-6"} | set(wanted["tracin"].terms)
 
 
 # Mistakes
@@ -234,17 +232,40 @@ def replaced(arguments: list[str], option: str, values: list[str]) -> list[str]:
     return arguments + values
 
 
+OWN_PROCESS = ("missing train file", "missing base", "other tokenizer", "NaN model", "out holds another trace")
+"""The other mistakes are made in this process, to save the time of many imports."""
+
+
+def called(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> subprocess.CompletedProcess[str]:
+    """As `headwater`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, int)
+    return subprocess.CompletedProcess(arguments, stop.value.code, *capfd.readouterr())
+
+
 def tree(folder: Path) -> dict[str, int]:
     return {str(f): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file() and f.name != ".lock"}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(given: list[str], spoilt: Path, tmp_path: Path, mistake: str) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    given: list[str],
+    spoilt: Path,
+    tmp_path: Path,
+    mistake: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     changed, says = MISTAKES[mistake]
     changed = [part.format(spoilt=spoilt) for part in changed]
     arguments = replaced(["trace", *given, *QUESTION, "--out", str(tmp_path / "out")], changed[0], changed)
+    arguments.append("--quiet")
     before = tree(spoilt)
-    done = headwater(*arguments, "--quiet")
+    done = headwater(*arguments) if mistake in OWN_PROCESS else called(arguments, monkeypatch, capfd)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -262,15 +283,6 @@ def test_no_base_for_dda_is_one_line(run_folder: Path, train: Path, tmp_path: Pa
     assert len(done.stderr.splitlines()) == 1
     assert "no base model" in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_a_corrected_command_may_use_the_folder_of_the_wrong_one(
-    given: list[str], spoilt: Path, tmp_path: Path
-) -> None:
-    wrong = replaced(given, "--checkpoints", ["--checkpoints", str(spoilt / "nan" / "run")])
-    rest = [*QUESTION, "--method", "cea", "--out", tmp_path / "out", "--quiet"]
-    assert headwater("trace", *wrong, *rest).returncode == 2
-    assert headwater("trace", *given, *rest).returncode == 0
 
 
 # Interrupted
@@ -292,12 +304,16 @@ def started(arguments: list[object], pieces: int, out: Path) -> subprocess.Popen
 
 def test_stopped_and_killed_traces_go_on_and_end_the_same(given: list[str], tmp_path: Path) -> None:
     rows = [
-        {"prompt": f"The capital of {n} is", "completion": f" {f['completion']}"} for n in range(8) for f in tiny.FACTS
+        {"prompt": f"The capital of {n} is", "completion": f" {f['completion']}"} for n in range(6) for f in tiny.FACTS
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = replaced(given, "--train", ["--train", str(tmp_path / "train.jsonl")])
     command: list[object] = ["trace", *given, *QUESTION, "--batch-tokens", "1", "--quiet", "--out"]
-    assert headwater(*command, tmp_path / "undisturbed").returncode == 0
+    run = hw.TrainingRun.from_pretrained(given[3], base=given[1])
+    query = hw.Query(QUESTION[1], QUESTION[3], corrected=QUESTION[5])
+    examples = hw.read_examples(tmp_path / "train.jsonl")
+    compute = hw.Compute(batch_tokens=1)
+    hw.trace(run, examples, [query], method=hw.DDA(), compute=compute, out=tmp_path / "undisturbed")
     out = tmp_path / "disturbed"
 
     process = started([*command, out], 1, out)

@@ -314,6 +314,7 @@ def test_a_row_does_not_depend_on_its_neighbours(make_tokenizer: MakeTokenizer) 
 def test_many_rows_show_a_bar(make_tokenizer: MakeTokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     from headwater import progress
 
+    progress.set_quiet(False)
     examples = Examples.from_rows([{"text": "a"}] * 600)
     Encoder(make_tokenizer()).examples(examples)
     assert "Encoding rows" in capsys.readouterr().err

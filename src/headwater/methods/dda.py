@@ -29,6 +29,9 @@ BETAS = np.round(np.arange(-1.0, 1.0001, 0.05), 2)
 TOP_SHARE = 0.05
 """Share of the rows whose height above the rest `beta="auto"` looks at."""
 
+FEWEST_ROWS = 100
+"""Fewer rows have no bulk to stick out of: `beta="auto"` is 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DDA:
@@ -147,13 +150,15 @@ def choose_beta(tuned_QN: np.ndarray, base_QN: np.ndarray) -> float:
 
     Few rows are responsible for what a model says, and where the scores are right those rows stick out: the
     criterion is the mean robust z-score, (score - median) / (1.4826 x median absolute deviation), of the top TOP_SHARE
-    of the rows. One beta for the whole query set; no labels. Status D. Ties go to the beta nearest to 0. What else
-    was tried, and why skewness was given up, stands in LOG.md.
+    of the rows. One beta for the whole query set; no labels. Status D. Ties go to the beta nearest to 0, and fewer
+    than FEWEST_ROWS rows to 0. What else was tried, and why skewness was given up, stands in LOG.md.
 
     Args:
         tuned_QN: denoised scores of the queries, base_QN: scores of the base model.
     """
-    count = max(1, round(TOP_SHARE * tuned_QN.shape[1]))
+    if tuned_QN.shape[1] < FEWEST_ROWS:
+        return 0.0
+    count = round(TOP_SHARE * tuned_QN.shape[1])
 
     def height(beta: float) -> float:
         score_QN = tuned_QN - beta * base_QN
