@@ -224,7 +224,7 @@ class TrainingRun:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 place, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(
                 f"the tokenizer of {place} cannot be loaded ({_first_line(error)})",
                 expected="a folder or hub id with a tokenizer",

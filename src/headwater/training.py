@@ -273,7 +273,7 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
             gradient_accumulation_steps=recipe.batch_size // at_once,
             learning_rate=recipe.learning_rate,
             lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
-            warmup_steps=recipe.warmup_ratio,
+            warmup_steps=math.ceil(recipe.warmup_ratio * recipe.epochs * math.ceil(len(rows) / recipe.batch_size)),
             weight_decay=recipe.weight_decay,
             seed=recipe.seed,
             save_strategy="epoch",
@@ -345,7 +345,7 @@ def _tokenizer(base: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _unloadable("tokenizer", base, error) from error
 
 
@@ -355,7 +355,7 @@ def _model(base: str | Path, lora_rank: int | None) -> Any:
 
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _unloadable("model", base, error) from error
     if lora_rank is None:
         return model
