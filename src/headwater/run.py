@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,17 @@ def digest(*parts: bytes) -> str:
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
     return state.hexdigest()
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of python, of the packages that decide a result, and of `more` where they are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    out = {name: version(name) for name in ("headwater", "torch", "transformers", "tokenizers")}
+    for name in more:
+        with suppress(PackageNotFoundError):
+            out[name] = version(name)
+    return out | {"python": ".".join(map(str, sys.version_info[:3]))}
 
 
 class RunState:

@@ -8,7 +8,6 @@ An output folder is complete when it exists: training happens in `<out>.partial`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,8 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from headwater.checkpoints import BASE, Checkpoint
 from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
 from headwater.progress import bar, note
+from headwater.run import versions
 
 if TYPE_CHECKING:
     from headwater.examples import Encoded, Examples, TokenFormat
@@ -29,7 +30,6 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 MANIFEST = "headwater_training.json"
 _TOKENS_AT_ONCE = 8192  # of a padded batch; larger batches are split and their gradients added up
-_SAMPLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def fine_tune(
 
     recipe, format, out = recipe or Recipe(), format or TokenFormat(), Path(out)
     manifest: dict[str, Any] = {
-        "base": _fingerprint(base),
+        "base": Checkpoint(name=BASE, location=str(base)).fingerprint(),
         "rows": {"fingerprint": examples.fingerprint, "count": len(examples), "template": examples.template},
         "recipe": asdict(recipe),
         "format": asdict(format),
@@ -137,7 +137,7 @@ def _fine_tune(
         note(f"Starting the interrupted training in {partial} anew")
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": _versions()}
+    facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": versions("peft")}
     (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     try:
         _train(base, examples, partial, recipe, format)
@@ -200,35 +200,6 @@ def _compare(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from _compare(f"{path}.{key}", old.get(key), new.get(key))
     else:
         yield path, old, new
-
-
-def _fingerprint(base: str | Path) -> str:
-    """A local model by configuration and weights (names, sizes, first and last MiB of each file); else the hub id."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return str(base)
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin") or file.name in ("config.json", "adapter_config.json"):
-            size = file.stat().st_size
-            digest.update(f"{file.name}:{size};".encode())
-            with file.open("rb") as content:
-                digest.update(content.read(_SAMPLE_BYTES))
-                content.seek(max(0, size - _SAMPLE_BYTES))
-                digest.update(content.read())
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("headwater", "torch", "transformers", "peft"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ the training itself

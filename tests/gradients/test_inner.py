@@ -120,7 +120,7 @@ def test_layer_names_are_the_same_with_and_without_adapter() -> None:
 def test_factored_and_dense_give_the_same() -> None:
     """The widths make the one or the other cheaper; both are exact."""
     wide = tiny.model("llama", hidden=128)
-    assert factored_names(wide, 9.0) == ["FactoredGradients"] or "FactoredGradients" in factored_names(wide, 9.0)
+    assert "FactoredGradients" in factored_names(wide, 9.0)
     narrow = tiny.model("llama")
     assert factored_names(narrow, 9.0) == ["DenseGradients"]
     for model in (wide, narrow):

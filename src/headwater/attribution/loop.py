@@ -27,7 +27,7 @@ from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, ModelError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.measurement import Sides, encode_queries
-from headwater.run import RunState, digest, run_directory
+from headwater.run import RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ CHUNK_BATCHES = (16, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How gradients are computed. Only `parameters` changes what is computed; the rest is rounding, speed and memory.
+    """How gradients are computed. Only `parameters` and `max_new_tokens` change what is computed;
+    the rest is rounding, speed and memory.
 
     Attributes:
         parameters: regular expressions of the linear layers whose gradients are taken; none: all linear layers of
@@ -174,7 +175,7 @@ def describe(
         ],
         "format": asdict(format),
         "compute": asdict(compute),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -507,10 +508,3 @@ def _command() -> dict[str, str]:
     """The command line that does this again, where it was one."""
     program = Path(sys.argv[0]).name
     return {"command": shlex.join([program, *sys.argv[1:]])} if program == "headwater" else {}
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    out = {name: version(name) for name in ("headwater", "torch", "transformers", "tokenizers")}
-    return out | {"python": ".".join(map(str, sys.version_info[:3]))}
