@@ -24,12 +24,13 @@ import torch
 from scipy.stats import spearmanr
 
 from headwater.examples import Encoded
-from headwater.gradients.batches import collate, length_buckets, losses
+from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import side_gradients
 from headwater.gradients.directional import Step, nudged
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.layers import select_layers
+from headwater.gradients.loss import losses
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
@@ -79,11 +80,11 @@ def random_rows(count: int, seed: int) -> list[Encoded]:
 
 def first_order(model: Any, sides: list[Encoded], rows: list[Encoded]) -> np.ndarray:
     """The exact contrast dot product of every row, by the gradient engine."""
-    layers = select_layers(model).layers
-    stored = side_gradients(model, layers, sides, batch_tokens=256, example_tokens=12.0, precision=torch.float64)
+    hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64)
+    stored = side_gradients(hooks, sides, batch_tokens=256, lengths=(12.0,))
     product = Product("contrast", "dot", "here")
-    contractor = Contractor({"here": stored}, {"contrast": np.array([[1.0, -1.0]])}, (product,), torch.float64)
-    hooks, out = FactorHooks(model, layers), np.zeros(len(rows))
+    contractor = Contractor({"here": stored}, {"contrast": np.array([[1.0, -1.0]])}, (product,))
+    out = np.zeros(len(rows))
     with hooks.attached():
         for batch in length_buckets([row.length for row in rows], 256):
             sums, _ = contractor(hooks, collate([rows[i] for i in batch], CPU, torch.float64))

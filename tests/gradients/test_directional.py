@@ -10,9 +10,10 @@ import torch
 
 import tiny
 from headwater.errors import ModelError, UsageError
-from headwater.gradients.batches import collate, losses
+from headwater.gradients.batches import collate
 from headwater.gradients.directional import Step, nudged
 from headwater.gradients.layers import select_layers
+from headwater.gradients.loss import losses
 from reference import naive
 
 ROWS = tiny.rows(((7, 3), (12, 4), (5, 2), (9, 1), (10, 6), (8, 8 - 1)), seed=1)

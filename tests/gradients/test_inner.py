@@ -11,11 +11,12 @@ import torch
 
 import tiny
 from headwater.errors import ModelError, NumericalError
-from headwater.gradients.batches import collate, length_buckets, losses
+from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import SideGradients, side_gradients
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.layers import select_layers
+from headwater.gradients.loss import losses
 from reference import naive
 
 ROWS = tiny.rows(((7, 3), (12, 4), (5, 2), (12, 12 - 1), (9, 1)), seed=1)
@@ -40,21 +41,17 @@ def engine(
 ) -> dict[Product, np.ndarray]:
     """Scores of all rows by the library, [R, N]."""
     selection = select_layers(model, patterns)
-    stored = side_gradients(
-        model, selection.layers, SIDES, batch_tokens=tokens, example_tokens=example_tokens, precision=dtype
-    )
-    return contract_all(model, selection.layers, stored, dtype, rows, tokens)
+    hooks = FactorHooks(model, selection.layers, precision=dtype)
+    stored = side_gradients(hooks, SIDES, batch_tokens=tokens, lengths=(example_tokens,))
+    return contract_all(hooks, stored, rows, tokens)
 
 
-def contract_all(
-    model: Any, layers: Any, stored: SideGradients, dtype: torch.dtype, rows: Any, tokens: int
-) -> dict[Product, np.ndarray]:
-    contractor = Contractor({"here": stored}, MATRICES, PRODUCTS, dtype)
-    hooks = FactorHooks(model, layers)
+def contract_all(hooks: FactorHooks, stored: SideGradients, rows: Any, tokens: int) -> dict[Product, np.ndarray]:
+    contractor = Contractor({"here": stored}, MATRICES, PRODUCTS)
     out = {p: np.zeros((3, len(rows))) for p in PRODUCTS}
     with hooks.attached():
         for batch in length_buckets([r.length for r in rows], tokens):
-            sums, _ = contractor(hooks, collate([rows[i] for i in batch], torch.device("cpu"), dtype))
+            sums, _ = contractor(hooks, collate([rows[i] for i in batch], torch.device("cpu"), hooks.precision))
             for p, value in sums.items():
                 out[p][:, batch] = value.numpy()
     return out
@@ -81,11 +78,9 @@ def close(found: dict[Product, np.ndarray], wanted: dict[Product, np.ndarray], t
 
 
 def factored_names(model: Any, example_tokens: float) -> list[str]:
-    stored = side_gradients(
-        model, select_layers(model).layers, SIDES, batch_tokens=99, example_tokens=example_tokens,
-        precision=torch.float64,
-    )  # fmt: skip
-    return sorted({type(layer).__name__ for layer in stored.layers})
+    hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64)
+    stored = side_gradients(hooks, SIDES, batch_tokens=99, lengths=(example_tokens,))
+    return sorted({type(one).__name__ for layer in stored.layers for one in (layer.tokens, layer.matrices) if one})
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -122,7 +117,7 @@ def test_factored_and_dense_give_the_same() -> None:
     wide = tiny.model("llama", hidden=128)
     assert "FactoredGradients" in factored_names(wide, 9.0)
     narrow = tiny.model("llama")
-    assert factored_names(narrow, 9.0) == ["DenseGradients"]
+    assert "DenseGradients" in factored_names(narrow, 9.0)
     for model in (wide, narrow):
         close(engine(model, torch.float64), expected(model, select_layers(model).names), 1e-9)
 
@@ -198,10 +193,10 @@ def test_nan_weight_raises() -> None:
 def test_kept_side_gradients_come_back_the_same() -> None:
     for hidden in (16, 128):
         model = tiny.model("llama", hidden=hidden)
-        layers = select_layers(model).layers
-        stored = side_gradients(model, layers, SIDES, batch_tokens=64, example_tokens=9.0, precision=torch.float64)
+        hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64)
+        stored = side_gradients(hooks, SIDES, batch_tokens=64, lengths=(9.0,))
         back = SideGradients.of_arrays(stored.arrays(), torch.device("cpu"))
-        one = contract_all(model, layers, stored, torch.float64, ROWS, 64)
-        two = contract_all(model, layers, back, torch.float64, ROWS, 64)
+        one = contract_all(hooks, stored, ROWS, 64)
+        two = contract_all(hooks, back, ROWS, 64)
         for p in PRODUCTS:
             assert np.array_equal(one[p], two[p])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from headwater.attribution.passes import Place, Rows
-    from headwater.gradients.contraction import SideGradients
+    from headwater.gradients.contraction import Form, SideGradients
 
 
 CHUNK_BATCHES = (16, 1)
@@ -54,6 +54,10 @@ class Compute:
         batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator.
         query_memory: bytes for the gradients of the queries; more queries go in several passes.
         max_new_tokens: of an output that the last checkpoint generates where a query has none.
+        rank: project every layer's gradients to rank x rank numbers; None: exact.
+        contraction: "auto": for each layer and batch the form that costs least; or always one form. All give the
+            same number.
+        recompute: activation checkpointing: less memory, one more forward pass.
     """
 
     parameters: tuple[str, ...] = ()
@@ -62,8 +66,17 @@ class Compute:
     batch_tokens: int | None = None
     query_memory: int = 4 << 30
     max_new_tokens: int = 32
+    rank: int | None = None
+    contraction: Literal["auto", "factored", "applied", "materialised"] = "auto"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
+        if self.contraction not in ("auto", "factored", "applied", "materialised"):
+            raise UsageError(
+                f"contraction {self.contraction!r}",
+                expected="auto, factored, applied or materialised",
+                fix="choose one of them",
+            )
         if self.dtype not in ("float32", "float64", "bfloat16"):
             raise UsageError(
                 f"dtype {self.dtype!r}",
@@ -291,7 +304,10 @@ class _Loop:
                         at: self._stored(at, number, name, loaded(), part)
                         for at in sorted({p.query_at for p in products})
                     }
-                    found = passes.gradient_pass(loaded(), stem, products, stored, matrices, self.state, share)
+                    found, sentence = passes.gradient_pass(
+                        loaded(), stem, products, stored, matrices, self.state, share, self._form
+                    )
+                    self.notes.setdefault("contractions", {})[stem] = sentence
                 parts.append((_target_numbers(sides, part), found))
             for product in products:
                 full = np.zeros((len(sides.targets), len(self.train)))
@@ -309,6 +325,7 @@ class _Loop:
     def _load(self, name: str) -> Place:
         from headwater.attribution.passes import Place
         from headwater.gradients.layers import select_layers
+        from headwater.gradients.projection import Projection
 
         model = self.run_.load(self.run_.named(name), dtype=self.dtype, device=self.device)
         _check_vocabulary(model.get_input_embeddings().num_embeddings, self.rows, name)
@@ -325,20 +342,25 @@ class _Loop:
                 cause="the base is not the model this run started from",
                 fix="give the right --base",
             )
-        return Place(model, selection.layers, self.rows, self.precision)
+        projection = Projection.of(selection.layers, self.compute.rank) if self.compute.rank else None
+        return Place(model, selection.layers, self.rows, self.precision, projection, self.compute.recompute)
 
     def _side_gradients(self, place: Place, sides: Sides) -> SideGradients:
         from headwater.gradients.contraction import side_gradients
 
         return side_gradients(
-            place.model,
-            place.layers,
+            place.hooks(),
             sides.encoded,
             batch_tokens=self.batch_tokens,
-            example_tokens=self.rows.mean_tokens,
-            precision=self.precision,
+            lengths=self.rows.typical_lengths,
             memory=self.compute.query_memory,
+            form=self._form,
+            examples=len(self.rows.encoded),
         )
+
+    @property
+    def _form(self) -> Form | None:
+        return None if self.compute.contraction == "auto" else self.compute.contraction
 
     def _stored(self, at: str, block: int, here: str, place: Place, sides: Sides) -> SideGradients:
         from headwater.gradients.contraction import SideGradients
@@ -356,8 +378,8 @@ class _Loop:
             from headwater.attribution.passes import blocks
             from headwater.gradients.contraction import side_bytes
 
-            layers = loaded().layers
-            of_side = [side_bytes(layers, side, self.precision) for side in sides.encoded]
+            hooks = loaded().hooks()
+            of_side = [side_bytes(hooks, side) for side in sides.encoded]
             sizes = [
                 of_side[o] + (of_side[c] if c >= 0 else 0)
                 for o, c in zip(sides.output_Q, sides.corrected_Q, strict=True)
@@ -379,7 +401,8 @@ class _Loop:
         if kept is None:
             import torch
 
-            from headwater.gradients.batches import collate, losses
+            from headwater.gradients.batches import collate
+            from headwater.gradients.loss import losses
 
             place = loaded()
             sums = np.zeros(len(sides.encoded))

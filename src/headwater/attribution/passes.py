@@ -20,13 +20,15 @@ from headwater.attribution.plan import RepresentationPlan
 from headwater.attribution.work import Difference
 from headwater.errors import ModelError, NumericalError
 from headwater.examples import Encoded
-from headwater.gradients.batches import can_slice_logits, collate, length_buckets, losses
-from headwater.gradients.contraction import SideGradients
+from headwater.gradients.batches import collate, length_buckets
+from headwater.gradients.contraction import Form, SideGradients
 from headwater.gradients.directional import nudged
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.layers import Layer
+from headwater.gradients.loss import can_slice_logits, losses
 from headwater.gradients.measurement import Measurement, Sides
+from headwater.gradients.projection import Projection
 from headwater.run import RunState
 
 
@@ -54,8 +56,10 @@ class Rows:
         return cls({row: encoded[row] for row in with_targets}, len(encoded), tuple(chunks))
 
     @property
-    def mean_tokens(self) -> float:
-        return sum(one.length for one in self.encoded.values()) / max(1, len(self.encoded))
+    def typical_lengths(self) -> tuple[float, ...]:
+        """Tokens of short, middling and long rows."""
+        lengths = [one.length for one in self.encoded.values()]
+        return tuple(float(x) for x in np.quantile(lengths, [0.1, 0.5, 0.9])) if lengths else (1.0,)
 
     def tokens(self, chunk: Sequence[Sequence[int]]) -> int:
         return sum(self.encoded[row].length for batch in chunk for row in batch)
@@ -67,12 +71,25 @@ class Place:
 
     Attributes:
         precision: type that losses are summed and gradients are multiplied in.
+        projection: of the gradients, or None.
+        recompute: activation checkpointing.
     """
 
     model: Any
     layers: tuple[Layer, ...]
     rows: Rows
     precision: torch.dtype
+    projection: Projection | None = None
+    recompute: bool = False
+
+    def hooks(self) -> FactorHooks:
+        return FactorHooks(
+            self.model,
+            self.layers,
+            precision=self.precision,
+            projection=self.projection,
+            recompute=self.recompute,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -82,8 +99,8 @@ class Place:
 Loaded = Callable[[], Place]
 """Loads the model when it is first needed: not at all where every chunk is finished."""
 
-BatchWork = Callable[[Sequence[int]], dict[str, np.ndarray]]
-"""Row numbers of a batch -> arrays [..., B]."""
+BatchWork = Callable[[Sequence[int]], dict[str, torch.Tensor]]
+"""Row numbers of a batch -> tensors [..., B], left on their device: nothing waits for them before a chunk ends."""
 
 
 def chunk_names(stem: str, rows: Rows) -> list[str]:
@@ -109,7 +126,7 @@ def run_chunks(
             for batch in chunk:
                 parts.append(_halving(work, batch))
                 bar.advance(rows.tokens([batch]))
-            piece = {key: np.concatenate([part[key] for part in parts], -1) for key in parts[0]}
+            piece = {key: torch.cat([part[key] for part in parts], -1).cpu().numpy() for key in parts[0]}
             _check_finite(piece, stem)
             state.save(name, piece | {"rows": numbers})
         else:
@@ -129,20 +146,20 @@ def gradient_pass(
     matrices: Mapping[Measurement, np.ndarray],
     state: RunState,
     bar: progress.Bar,
-) -> dict[Product, np.ndarray]:
-    """Inner products of every example with the measurements: product -> [R, N]."""
-    contractor = Contractor(stored, matrices, tuple(products), place.precision)
-    hooks = FactorHooks(place.model, place.layers)
+    form: Form | None,
+) -> tuple[dict[Product, np.ndarray], str]:
+    """Inner products of every example with the measurements: product -> [R, N]; and how they were contracted."""
+    contractor = Contractor(stored, matrices, tuple(products), form=form)
+    hooks = place.hooks()
 
-    def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
+    def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
         rows = [place.rows.encoded[row] for row in batch]
         sums, losses_B = contractor(hooks, collate(rows, place.device, place.precision))
-        out = {product_name(product): value.cpu().numpy() for product, value in sums.items()}
-        return out | {"loss": losses_B.cpu().numpy()}
+        return {product_name(product): value for product, value in sums.items()} | {"loss": losses_B}
 
     with hooks.attached():
         arrays = run_chunks(stem, place.rows, state, work, bar)
-    return {product: arrays[product_name(product)] for product in products}
+    return {product: arrays[product_name(product)] for product in products}, contractor.contraction.sentence()
 
 
 def product_name(product: Product) -> str:
@@ -181,8 +198,8 @@ def representation_pass(
         return run_chunks(stem, rows, state, None, bar)["similarity"]
     place = loaded()
 
-    def states(encoded: Sequence[Encoded]) -> np.ndarray:
-        batch = collate(encoded, place.device, place.precision)
+    def states(encoded: Sequence[Encoded]) -> torch.Tensor:
+        batch = collate(encoded, place.device, place.precision, whole=True)
         with torch.no_grad():
             hidden = place.model(
                 input_ids=batch.input_ids_BT,
@@ -197,19 +214,20 @@ def representation_pass(
                 expected=f"{-len(hidden)} to {len(hidden) - 1}",
                 fix="choose another layer",
             )
-        weight_BT = batch.weight_BT
-        if plan.pooling == "last":
-            last_B = torch.tensor([int(row.loss_mask.nonzero()[0][-1]) for row in encoded], device=place.device)
-            weight_BT = torch.nn.functional.one_hot(last_B, batch.shape[1]).to(weight_BT.dtype)
-        pooled_BH = torch.einsum("bt,bth->bh", weight_BT, hidden[plan.layer].to(weight_BT.dtype))
-        return torch.nn.functional.normalize(pooled_BH, dim=1).cpu().numpy()
+        pooled = np.zeros(batch.shape)
+        for b, row in enumerate(encoded):
+            at = np.flatnonzero(row.loss_mask)
+            pooled[b, at if plan.pooling == "mean" else at[-1:]] = 1
+        weight_BT = torch.from_numpy(pooled).to(place.device, place.precision)
+        pooled_BH = torch.einsum("bt,bth->bh", weight_BT, hidden[plan.layer].to(place.precision))
+        return torch.nn.functional.normalize(pooled_BH, dim=1)
 
-    query_QH = np.concatenate([states([sides.encoded[side]]) for side in sides.output_Q])
-    member_RQ = np.zeros((len(sides.targets), len(query_QH)))
+    query_QH = torch.cat([states([sides.encoded[side]]) for side in sides.output_Q])
+    member_RQ = query_QH.new_zeros(len(sides.targets), len(query_QH))
     for r, target in enumerate(sides.targets):
         member_RQ[r, list(target.members)] = 1
 
-    def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
+    def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
         state_BH = states([rows.encoded[row] for row in batch])
         return {"similarity": member_RQ @ (query_QH @ state_BH.T)}
 
@@ -217,16 +235,16 @@ def representation_pass(
 
 
 def _loss_work(place: Place) -> BatchWork:
-    def work(batch: Sequence[int]) -> dict[str, np.ndarray]:
+    def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
         rows = [place.rows.encoded[row] for row in batch]
         with torch.no_grad():
             losses_B = losses(place.model, collate(rows, place.device, place.precision))
-        return {"loss": losses_B.cpu().numpy()}
+        return {"loss": losses_B}
 
     return work
 
 
-def _halving(work: BatchWork, batch: Sequence[int]) -> dict[str, np.ndarray]:
+def _halving(work: BatchWork, batch: Sequence[int]) -> dict[str, torch.Tensor]:
     """Runs a batch; one that does not fit the accelerator's memory is halved and tried again."""
     try:
         return work(batch)
@@ -242,7 +260,7 @@ def _halving(work: BatchWork, batch: Sequence[int]) -> dict[str, np.ndarray]:
         torch.cuda.empty_cache()
     half = len(batch) // 2
     first, second = _halving(work, batch[:half]), _halving(work, batch[half:])
-    return {key: np.concatenate([first[key], second[key]], -1) for key in first}
+    return {key: torch.cat([first[key], second[key]], -1) for key in first}
 
 
 def _check_finite(piece: Mapping[str, np.ndarray], stem: str) -> None:

@@ -1,40 +1,36 @@
-"""Rows of tokens to padded tensors, and the loss every gradient is the gradient of.
+"""Rows of tokens to padded tensors.
 
-Shapes: B examples, T tokens of the longest of them, K positions whose logits are needed, V vocabulary.
+Shapes: B examples, T input tokens of the longest of them, K targets of all of them.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from headwater.examples import Encoded
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples.
+    """Right-padded examples. A causal model needs no token from the last target on, so the inputs end before it.
 
     Attributes:
         input_ids_BT: int64; padding is 0 and masked.
         attention_BT: int64, 1 at real tokens.
-        weight_BT: float, 1 / (number of targets of the example) at its target tokens, else 0, so that the weighted
-            sum of token losses is the mean negative log-likelihood of the example's own targets, whatever the batch.
-        scored_K: the positions just before a target of some example.
+        place_K: b * T + t of the position that predicts a target. target_K: the token to be predicted there.
+        weight_K: 1 / (number of targets of the example), so that the weighted sum of token losses is the mean
+            negative log-likelihood of the example's own targets, whatever the batch. Its type is that of the sums.
     """
 
     input_ids_BT: torch.Tensor
     attention_BT: torch.Tensor
-    weight_BT: torch.Tensor
-    scored_K: torch.Tensor
+    place_K: torch.Tensor
+    target_K: torch.Tensor
+    weight_K: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,47 +38,29 @@ class Batch:
         return rows, tokens
 
 
-def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype) -> Batch:
-    """Pads rows to one length; `dtype` is the type the loss is summed in."""
-    longest = max(row.length for row in rows)
+def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype, *, whole: bool = False) -> Batch:
+    """Pads rows to one length.
+
+    Args:
+        dtype: the type the loss is summed in.
+        whole: keep every token of the rows.
+    """
+    targets = [np.flatnonzero(row.loss_mask) for row in rows]
+    used = [row.length if whole or not len(at) else int(at[-1]) for row, at in zip(rows, targets, strict=True)]
+    longest = max(used)
     ids = np.zeros((len(rows), longest), dtype=np.int64)
     attention = np.zeros((len(rows), longest), dtype=np.int64)
-    weight = np.zeros((len(rows), longest), dtype=np.float64)
-    for b, row in enumerate(rows):
-        ids[b, : row.length] = row.input_ids
-        attention[b, : row.length] = 1
-        if row.targets:
-            weight[b, : row.length] = row.loss_mask / row.targets
-    return Batch(
-        torch.from_numpy(ids).to(device, non_blocking=True),
-        torch.from_numpy(attention).to(device, non_blocking=True),
-        torch.from_numpy(weight).to(dtype).to(device, non_blocking=True),
-        torch.from_numpy(np.flatnonzero((weight[:, 1:] > 0).any(0))).to(device, non_blocking=True),
-    )
+    for b, (row, length) in enumerate(zip(rows, used, strict=True)):
+        ids[b, :length] = row.input_ids[:length]
+        attention[b, :length] = 1
+    place = np.concatenate([b * longest + at - 1 for b, at in enumerate(targets)])
+    token = np.concatenate([row.input_ids[at] for row, at in zip(rows, targets, strict=True)])
+    weight = np.concatenate([np.full(len(at), 1 / max(1, len(at))) for at in targets])
 
+    def moved(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
 
-def losses(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean negative log-likelihood of each example's targets, in nats [B].
-
-    l(z) = -1/|targets| sum_t log p(token_t | tokens before t). Logits are computed only at the positions that
-    precede a target of some example of the batch, where the model's forward allows it.
-    """
-    positions_K = batch.scored_K
-    arguments: dict[str, Any] = {
-        "input_ids": batch.input_ids_BT,
-        "attention_mask": batch.attention_BT,
-        "use_cache": False,
-    }
-    sliced = can_slice_logits(model)
-    if sliced:
-        arguments["logits_to_keep"] = positions_K
-    logits = model(**arguments).logits
-    logits_BKV = logits if sliced else logits[:, positions_K]
-    targets_BK = batch.input_ids_BT[:, positions_K + 1]
-    weight_BK = batch.weight_BT[:, positions_K + 1]
-    logits_BKV = logits_BKV.to(weight_BK.dtype)
-    nll_BK = F.cross_entropy(logits_BKV.flatten(0, 1), targets_BK.flatten(), reduction="none").view_as(weight_BK)
-    return (nll_BK * weight_BK).sum(1)
+    return Batch(moved(ids), moved(attention), moved(place), moved(token), moved(weight).to(dtype))
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -99,15 +77,3 @@ def length_buckets(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-def can_slice_logits(model: Any) -> bool:
-    """Whether the model's forward can leave out logits that nobody needs."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    model_class: type[nn.Module] = type(inner)
-    return _takes_logits_to_keep(model_class)  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=64)
-def _takes_logits_to_keep(model_class: type[nn.Module]) -> bool:
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters

@@ -2,36 +2,53 @@
 
 For one layer, side s has gradient G_s = sum_u e_u b_u' (query tokens u) and example i has G_i = sum_t d_t a_t'. Then
 
-    < G_s, G_i > = sum_u sum_t (a_t . b_u)(d_t . e_u)          "factored":     N U (I + O) multiplications
-                 = sum of the elements of G_s * G_i            "materialised": N I O + B S I O
-    | G_i |^2    = sum_t sum_t' (a_t . a_t')(d_t . d_t')       "gram":         B T^2 (I + O)
-                 = sum of the elements of G_i^2                "materialised": N I O + B I O
+    < G_s, G_i > = sum_u sum_t (a_t . b_u)(d_t . e_u)       "factored":     N U (I + O) multiplications
+                 = sum_t d_t . (G_s a_t)                    "applied":      S N (I + 1) O
+                 = sum of the elements of G_s * G_i         "materialised": N I O + B S I O
+    | G_i |^2    = sum_t sum_t' (a_t . a_t')(d_t . d_t')    "gram":         B T^2 (I + O)
+                 = sum of the elements of G_i^2             "materialised": N I O + B I O
 
-All give the same number; the counted multiplications decide, for every layer and batch.
+All give the same number. For every layer and batch the counted multiplications and moved bytes decide.
 
 Shapes: B examples, T tokens (padded), N = B T, I inputs, O outputs, S sides, U tokens of all sides together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from headwater.errors import NumericalError
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.factors import FactorHooks
-from headwater.gradients.layers import Layer
+
+Form = Literal["factored", "applied", "materialised"]
+FORMS: tuple[Form, ...] = ("factored", "applied", "materialised")
+
+TOUCH = 10.0
+"""What writing and reading a number of an example's gradient costs, in multiplications of a large product."""
+
+SKINNY = 2.5
+"""What a multiplication costs in a product as thin as the number of sides."""
+
+SLICE = 64
+"""Rows of a weight matrix that are worked on at once on a CPU, so that the gradients of a batch stay in the cache."""
+
+BLOCK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Numbers of examples' gradients that are formed at once."""
+
+LOW_RANK = 256
+"""Share of a side's norm in a layer that a low-rank form may leave out, in units of the last place (float32: 3e-5)."""
 
 
 @dataclass(frozen=True)
 class FactoredGradients:
-    """Gradients of S sides in one layer, as the tokens that make them."""
+    """Gradients of S sides in one layer, as the tokens (or fewer, equivalent pairs) that make them."""
 
     b_UI: torch.Tensor
     e_UO: torch.Tensor
@@ -43,10 +60,35 @@ class FactoredGradients:
         kernel_UU = (self.b_UI @ self.b_UI.T) * (self.e_UO @ self.e_UO.T)
         return self._sum_tokens(self._sum_tokens(kernel_UU).T)
 
+    def by_token(self, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
+        """d_t . (G_s a_t) [S, B, T]; the sum over t is < G_s, G_i >."""
+        kernel_NU = (a_BTI.flatten(0, 1) @ self.b_UI.T).mul_(d_BTO.flatten(0, 1) @ self.e_UO.T)
+        return self._sum_tokens(kernel_NU.T).view(self.sides, *a_BTI.shape[:2])
+
     def dots(self, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
         """< G_s, G_i > [S, B]."""
-        kernel_NU = (a_BTI.flatten(0, 1) @ self.b_UI.T) * (d_BTO.flatten(0, 1) @ self.e_UO.T)
+        kernel_NU = (a_BTI.flatten(0, 1) @ self.b_UI.T).mul_(d_BTO.flatten(0, 1) @ self.e_UO.T)
         return self._sum_tokens(kernel_NU.view(*a_BTI.shape[:2], -1).sum(1).T)
+
+    def low_rank(self) -> FactoredGradients:
+        """The same gradients with no more pairs than their numerical rank, where that is fewer."""
+        b, e, side = [], [], []
+        share = LOW_RANK * torch.finfo(self.b_UI.dtype).eps
+        for s in range(self.sides):
+            own = self.side_U == s
+            q_b, r_b = torch.linalg.qr(self.b_UI[own].T)
+            q_e, r_e = torch.linalg.qr(self.e_UO[own].T)
+            u, values, v = torch.linalg.svd(r_e @ r_b.T, full_matrices=False)
+            energy = values.square().flip(0).cumsum(0).flip(0)  # of each value and all smaller ones
+            rank = int((energy > share**2 * energy[:1]).sum()) if len(values) else 0
+            if rank >= int(own.sum()):
+                b.append(self.b_UI[own])
+                e.append(self.e_UO[own])
+            else:
+                b.append((q_b @ v[:rank].T).T)
+                e.append((q_e @ u[:, :rank]).T * values[:rank, None])
+            side.append(torch.full((len(b[-1]),), s, device=self.side_U.device))
+        return FactoredGradients(torch.cat(b), torch.cat(e), torch.cat(side), self.sides)
 
     def _sum_tokens(self, x_UX: torch.Tensor) -> torch.Tensor:
         out_SX = x_UX.new_zeros(self.sides, x_UX.shape[1])
@@ -55,16 +97,53 @@ class FactoredGradients:
 
 @dataclass(frozen=True)
 class DenseGradients:
-    """Gradients of S sides in one layer, as matrices."""
+    """Gradients of S sides in one layer, as matrices.
 
-    g_SOI: torch.Tensor
+    Attributes:
+        slices: the matrices cut along O, each [S, W, I] and contiguous.
+    """
+
+    slices: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, g_SOI: torch.Tensor) -> DenseGradients:
+        width = SLICE if g_SOI.device.type == "cpu" else max(1, g_SOI.shape[1])
+        return cls(tuple(piece.contiguous() for piece in torch.split(g_SOI, width, 1)))
+
+    @property
+    def sides(self) -> int:
+        return self.slices[0].shape[0]
 
     def gram(self) -> torch.Tensor:
-        flat = self.g_SOI.flatten(1)
-        return flat @ flat.T
+        """< G_s, G_s' > [S, S]."""
+        return torch.stack([piece.flatten(1) @ piece.flatten(1).T for piece in self.slices]).sum(0)
 
-    def dots(self, g_BOI: torch.Tensor) -> torch.Tensor:
-        return self.g_SOI.flatten(1) @ g_BOI.flatten(1).T
+    def by_token(self, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
+        """d_t . (G_s a_t) [S, B, T]."""
+        a_NI, d_NO = a_BTI.flatten(0, 1), d_BTO.flatten(0, 1)
+        out_SN = a_NI.new_zeros(self.sides, len(a_NI))
+        for piece, d_NW in zip(self.slices, torch.split(d_NO, self.slices[0].shape[1], 1), strict=True):
+            for s, g_WI in enumerate(piece):
+                out_SN[s] += torch.einsum("nw,nw->n", a_NI @ g_WI.T, d_NW)
+        return out_SN.view(self.sides, *a_BTI.shape[:2])
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Gradients of the sides in one layer, in one form or both."""
+
+    tokens: FactoredGradients | None = None
+    matrices: DenseGradients | None = None
+
+    def gram(self) -> torch.Tensor:
+        one = self.matrices or self.tokens
+        assert one is not None
+        return one.gram()
+
+    @property
+    def pairs(self) -> int:
+        """U."""
+        return 0 if self.tokens is None else len(self.tokens.side_U)
 
 
 @dataclass(frozen=True)
@@ -76,151 +155,262 @@ class SideGradients:
         gram_LSS: inner products of the sides with each other, per layer.
     """
 
-    layers: tuple[FactoredGradients | DenseGradients, ...]
+    layers: tuple[LayerGradients, ...]
     gram_LSS: torch.Tensor
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As plain arrays, to be kept for a later visit."""
         out = {"gram_LSS": self.gram_LSS.cpu().numpy()}
         for number, layer in enumerate(self.layers):
-            if isinstance(layer, DenseGradients):
-                out[f"{number}/g"] = layer.g_SOI.cpu().numpy()
-            else:
-                out |= {f"{number}/{k}": getattr(layer, k).cpu().numpy() for k in ("b_UI", "e_UO", "side_U")}
+            if layer.matrices is not None:
+                out[f"{number}/g"] = torch.cat(layer.matrices.slices, 1).cpu().numpy()
+            if layer.tokens is not None:
+                out |= {f"{number}/{k}": getattr(layer.tokens, k).cpu().numpy() for k in ("b_UI", "e_UO", "side_U")}
         return out
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> SideGradients:
         """The inverse of `arrays`."""
-        layers: list[FactoredGradients | DenseGradients] = []
+        layers = []
         tensors = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
         gram_LSS = tensors["gram_LSS"]
         for number in range(len(gram_LSS)):
-            if f"{number}/g" in tensors:
-                layers.append(DenseGradients(tensors[f"{number}/g"]))
-            else:
+            matrices = DenseGradients.of(tensors[f"{number}/g"]) if f"{number}/g" in tensors else None
+            tokens = None
+            if f"{number}/b_UI" in tensors:
                 b, e, side = (tensors[f"{number}/{k}"] for k in ("b_UI", "e_UO", "side_U"))
-                layers.append(FactoredGradients(b, e, side, gram_LSS.shape[1]))
+                tokens = FactoredGradients(b, e, side, gram_LSS.shape[1])
+            layers.append(LayerGradients(tokens, matrices))
         return cls(tuple(layers), gram_LSS)
 
 
-def side_bytes(layers: Sequence[Layer], side: Encoded, precision: torch.dtype) -> int:
+def costs(
+    rows: float, tokens: float, shape: tuple[int, int], sides: int, pairs: int, *, norm: bool
+) -> dict[Form, float]:
+    """Cost of one layer and batch in each form, in multiplications of a large matrix product.
+
+    Args:
+        rows: B. tokens: T. shape: (I, O). sides: S. pairs: U. norm: whether |G_i| is wanted as well.
+    """
+    inputs, outputs = shape
+    area, both, count = inputs * outputs, inputs + outputs, rows * tokens
+    form = count * area + TOUCH * rows * area  # the matrices of the examples
+    gram = min(_gram_cost(tokens, inputs, outputs) * rows, form + TOUCH * rows * area) if norm else 0.0
+    return {
+        "factored": count * pairs * (both + TOUCH) + gram,
+        "applied": sides * count * (area + TOUCH * outputs) + gram,
+        "materialised": form + rows * area * (TOUCH + SKINNY * sides + TOUCH * norm),
+    }
+
+
+def _gram_cost(tokens: float, inputs: int, outputs: int) -> float:
+    """Cost of one example's squared norm by Gram matrices of its tokens."""
+    return tokens * tokens * (inputs + outputs + TOUCH)
+
+
+def cheapest(
+    rows: float, tokens: float, shape: tuple[int, int], sides: int, pairs: int, *, norm: bool, forms: Sequence[Form]
+) -> Form:
+    """The form of least cost among `forms`; arguments as in `costs`."""
+    table = costs(rows, tokens, shape, sides, pairs, norm=norm)
+    return min(forms, key=lambda form: table[form])
+
+
+def side_bytes(hooks: FactorHooks, side: Encoded) -> int:
     """Bytes that the gradients of one side take at most, in the smaller of the two representations."""
     numbers = sum(
-        min(side.length * len(layer.modules) * (layer.in_features + layer.out_features), layer.size) for layer in layers
+        min(side.length * uses * (inputs + outputs), inputs * outputs)
+        for (inputs, outputs), uses in zip(hooks.shapes, hooks.uses, strict=True)
     )
-    return numbers * precision.itemsize
-
-
-def factored_is_cheaper(layer: Layer, sides: int, side_tokens: int, example_tokens: float) -> bool:
-    """Whether S sides of U tokens in all are better kept as tokens than as matrices.
-
-    Counts multiplications per token of an example (see the module's head) for the inner products and the norm,
-    with `example_tokens` the mean length of an example, and never stores more numbers than the matrices would be.
-    """
-    i, o, area = layer.in_features, layer.out_features, layer.size
-    norm = min(example_tokens * (i + o), area + area / example_tokens)
-    factored = side_tokens * (i + o) + norm
-    materialised = area + (sides + 1) * area / example_tokens
-    return side_tokens * (i + o) <= sides * area and factored <= materialised
+    return numbers * hooks.precision.itemsize
 
 
 def side_gradients(
-    model: nn.Module,
-    layers: tuple[Layer, ...],
+    hooks: FactorHooks,
     sides: Sequence[Encoded],
     *,
     batch_tokens: int,
-    example_tokens: float,
-    precision: torch.dtype,
+    lengths: Sequence[float],
     memory: int | None = None,
+    form: Form | None = None,
+    examples: int = 1,
 ) -> SideGradients:
-    """Gradient of the mean negative log-likelihood of every side.
+    """Gradient of the mean negative log-likelihood of every side, in the form (or both) that contracts cheapest.
 
     Args:
         batch_tokens: tokens of a batch, padding included.
-        example_tokens: mean length of the examples that will be contracted, for the choice of representation.
-        precision: type the gradients are kept and multiplied in.
+        lengths: of short, middling and long examples that will be contracted: they decide the forms.
         memory: bytes for all of it; where the cheaper representation would take more, the smaller one is kept.
+        form: the only form that will be used.
+        examples: how many will be contracted; only then is it known whether a low rank is worth finding.
 
     Raises:
         NumericalError: NaN or infinity in a gradient.
     """
-    device = next(model.parameters()).device
-    parts: list[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = [[] for _ in layers]
-    kept: list[DenseGradients | None] = []
-    tokens = [int(side.loss_mask.nonzero()[0][-1]) for side in sides]  # d is zero from the last target on
-    uses = [len(layer.modules) for layer in layers]
-    dense = [
-        not factored_is_cheaper(layer, len(sides), sum(tokens) * n, example_tokens)
-        for layer, n in zip(layers, uses, strict=True)
+    pairs = [sum(int(side.loss_mask.nonzero()[0][-1]) for side in sides) * uses for uses in hooks.uses]
+    wanted: list[set[Form]] = []
+    for shape, count in zip(hooks.shapes, pairs, strict=True):
+        wanted.append(
+            {form}
+            if form
+            else {
+                cheapest(max(1.0, batch_tokens / t), t, shape, len(sides), count, norm=True, forms=FORMS)
+                for t in lengths
+            }
+        )
+    as_tokens = ["factored" in forms for forms in wanted]
+    as_matrix = [bool(forms - {"factored"}) for forms in wanted]
+    token_numbers = [count * (i + o) for count, (i, o) in zip(pairs, hooks.shapes, strict=True)]
+    matrix_numbers = [len(sides) * i * o for i, o in hooks.shapes]
+    held = sum(
+        t * is_t + m * is_m
+        for t, m, is_t, is_m in zip(token_numbers, matrix_numbers, as_tokens, as_matrix, strict=True)
+    )
+    if memory is not None and held * hooks.precision.itemsize > memory and form is None:
+        as_matrix = [m < t for t, m in zip(token_numbers, matrix_numbers, strict=True)]
+        as_tokens = [not one for one in as_matrix]
+    parts: list[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = [[] for _ in pairs]
+    kept: list[torch.Tensor | None] = [
+        torch.zeros((len(sides), o, i), dtype=hooks.precision, device=hooks.device) if one else None
+        for (i, o), one in zip(hooks.shapes, as_matrix, strict=True)
     ]
-    held = [
-        len(sides) * layer.size if as_matrix else sum(tokens) * n * (layer.in_features + layer.out_features)
-        for layer, n, as_matrix in zip(layers, uses, dense, strict=True)
-    ]
-    if memory is not None and sum(held) * precision.itemsize > memory:
-        dense = [
-            len(sides) * layer.size < sum(tokens) * n * (layer.in_features + layer.out_features)
-            for layer, n in zip(layers, uses, strict=True)
-        ]
-    for layer, as_matrix in zip(layers, dense, strict=True):
-        shape = (len(sides), layer.out_features, layer.in_features)
-        kept.append(DenseGradients(torch.zeros(shape, dtype=precision, device=device)) if as_matrix else None)
-    hooks = FactorHooks(model, layers)
+    finite = torch.ones((), dtype=torch.bool, device=hooks.device)
     with hooks.attached():
         for rows in length_buckets([side.length for side in sides], batch_tokens):
-            batch = collate([sides[row] for row in rows], device, precision)
-            numbers = torch.tensor(rows, device=device)
+            batch = collate([sides[row] for row in rows], hooks.device, hooks.precision)
+            numbers = torch.tensor(rows, device=hooks.device)
 
             def keep(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor, numbers: torch.Tensor = numbers) -> None:
-                a, d = a_BTI.to(precision), d_BTO.to(precision)
                 matrices = kept[number]
                 if matrices is not None:
-                    matrices.g_SOI[numbers] = torch.bmm(d.mT, a)
-                    return
-                row, token = (d != 0).any(2).nonzero(as_tuple=True)
-                parts[number].append((a[row, token], d[row, token], numbers[row]))
+                    matrices[numbers] = torch.bmm(d_BTO.mT, a_BTI)
+                if as_tokens[number]:
+                    row, token = (d_BTO != 0).any(2).nonzero(as_tuple=True)
+                    parts[number].append((a_BTI[row, token], d_BTO[row, token], numbers[row]))
 
-            losses_B = hooks.backward(batch, keep)
-            if not torch.isfinite(losses_B).all():
-                raise _not_finite("the loss of a query")
-    built: list[FactoredGradients | DenseGradients] = []
+            finite &= torch.isfinite(hooks.backward(batch, keep)).all()
+    if not finite:
+        raise _not_finite("the loss of a query")
+    layers = []
     for number, matrices in enumerate(kept):
-        if matrices is not None:
-            built.append(matrices)
-        else:
+        tokens = None
+        if as_tokens[number]:
             b, e, side = (torch.cat(pieces) for pieces in zip(*parts[number], strict=True))
-            built.append(FactoredGradients(b, e, side, len(sides)))
-    gram_LSS = torch.stack([layer.gram() for layer in built])
+            tokens = FactoredGradients(b, e, side, len(sides))
+            if _worth_compressing(tokens, hooks.shapes[number], examples * sum(lengths) / len(lengths)):
+                tokens = tokens.low_rank()
+        layers.append(LayerGradients(tokens, None if matrices is None else DenseGradients.of(matrices)))
+        kept[number] = None
+    gram_LSS = torch.stack([layer.gram() for layer in layers])
     if not torch.isfinite(gram_LSS).all():
         raise _not_finite("the gradient of a query")
-    return SideGradients(tuple(built), gram_LSS)
+    return SideGradients(tuple(layers), gram_LSS)
+
+
+def _worth_compressing(tokens: FactoredGradients, shape: tuple[int, int], count: float) -> bool:
+    """Whether halving the pairs would save ten times what finding the low rank costs; `count` example tokens."""
+    pairs = len(tokens.side_U)
+    each = pairs / max(1, tokens.sides)
+    search = tokens.sides * (4 * each**2 * sum(shape) + 30 * each**3)
+    return bool(torch.isfinite(tokens.e_UO).all()) and 0.5 * count * pairs * sum(shape) > 10 * search
+
+
+class Contraction:
+    """One layer's contractions with several sets of stored gradients, in the cheapest form for each batch.
+
+    Attributes:
+        chosen: how often each form was taken, over all layers and batches.
+    """
+
+    def __init__(self, stored: Sequence[SideGradients], *, norm: bool, form: Form | None = None) -> None:
+        self._stored, self._norm, self._form = stored, norm, form
+        self.chosen: dict[Form, int] = dict.fromkeys(FORMS, 0)
+
+    def __call__(
+        self, number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Inner products [S, B] of layer `number` with each set, and squared norms [B] if they are wanted."""
+        layers = [one.layers[number] for one in self._stored]
+        form = self._choose(layers, a_BTI, d_BTO)
+        self.chosen[form] += 1
+        if form == "materialised":
+            return self._materialised(layers, a_BTI, d_BTO)
+        if form == "factored":
+            dots = [layer.tokens.dots(a_BTI, d_BTO) for layer in layers if layer.tokens is not None]
+        else:
+            dots = [layer.matrices.by_token(a_BTI, d_BTO).sum(2) for layer in layers if layer.matrices is not None]
+        return dots, example_norm(a_BTI, d_BTO) if self._norm else None
+
+    def by_token(
+        self, number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """As a call, with the inner products by token of the examples [S, B, T]."""
+        layers = [one.layers[number] for one in self._stored]
+        sources = [layer.tokens or layer.matrices for layer in layers]
+        dots = [one.by_token(a_BTI, d_BTO) for one in sources if one is not None]
+        return dots, example_norm(a_BTI, d_BTO) if self._norm else None
+
+    def sentence(self) -> str:
+        total = max(1, sum(self.chosen.values()))
+        parts = [f"{form} {100 * count / total:.0f} %" for form, count in self.chosen.items() if count]
+        return "contractions, by layer and batch: " + (", ".join(parts) or "none")
+
+    def _choose(self, layers: Sequence[LayerGradients], a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> Form:
+        forms: list[Form] = []
+        if all(layer.tokens is not None for layer in layers):
+            forms.append("factored")
+        if all(layer.matrices is not None for layer in layers):
+            forms += ["applied", "materialised"]
+        if self._form in forms:
+            return self._form
+        sides = sum(one.gram_LSS.shape[1] for one in self._stored)
+        pairs = sum(layer.pairs for layer in layers)
+        rows, tokens, inputs = a_BTI.shape
+        return cheapest(rows, tokens, (inputs, d_BTO.shape[2]), sides, pairs, norm=self._norm, forms=forms)
+
+    def _materialised(
+        self, layers: Sequence[LayerGradients], a_BTI: torch.Tensor, d_BTO: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        stored = [layer.matrices for layer in layers if layer.matrices is not None]
+        dots = [a_BTI.new_zeros(one.sides, len(a_BTI)) for one in stored]
+        squares_B = a_BTI.new_zeros(len(a_BTI))
+        for number, (rows, g_BWI) in enumerate(_matrices(a_BTI, d_BTO)):
+            for out_SB, one in zip(dots, stored, strict=True):
+                out_SB[:, rows] += one.slices[number % len(one.slices)].flatten(1) @ g_BWI.flatten(1).T
+            if self._norm:
+                squares_B[rows] += _squares(g_BWI)
+        return dots, squares_B if self._norm else None
+
+
+def _matrices(a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Gradients of the examples [B, W, I]: block of rows by block of rows, and within it slice by slice."""
+    inputs, outputs = a_BTI.shape[2], d_BTO.shape[2]
+    width = min(outputs, SLICE if a_BTI.device.type == "cpu" else outputs)
+    block = max(1, BLOCK_NUMBERS.get(a_BTI.device.type, 1 << 24) // (inputs * width))
+    memory = a_BTI.new_empty(min(block, len(a_BTI)) * width * inputs)
+    for start in range(0, len(a_BTI), block):
+        rows = slice(start, min(start + block, len(a_BTI)))
+        for d_BTW in torch.split(d_BTO[rows], width, 2):
+            shape = (rows.stop - rows.start, d_BTW.shape[2], inputs)
+            g_BWI = memory[: shape[0] * shape[1] * shape[2]].view(shape)
+            yield rows, torch.bmm(d_BTW.mT, a_BTI[rows], out=g_BWI)
 
 
 def example_norm(a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
     """Squared norms |G_i|^2 of one layer [B], by Gram matrices of the tokens or by the matrix itself."""
     tokens, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], d_BTO.shape[2]
-    if tokens * tokens * (inputs + outputs) <= (tokens + 1) * inputs * outputs:
-        gram = torch.bmm(a_BTI, a_BTI.mT) * torch.bmm(d_BTO, d_BTO.mT)
+    if _gram_cost(tokens, inputs, outputs) <= (tokens + 2 * TOUCH) * inputs * outputs:
+        gram = torch.bmm(a_BTI, a_BTI.mT).mul_(torch.bmm(d_BTO, d_BTO.mT))
         return gram.sum((1, 2)).clamp_min(0)
-    return torch.bmm(d_BTO.mT, a_BTI).square().sum((1, 2))
+    squares_B = a_BTI.new_zeros(len(a_BTI))
+    for rows, g_BWI in _matrices(a_BTI, d_BTO):
+        squares_B[rows] += _squares(g_BWI)
+    return squares_B
 
 
-def contract(
-    stored: Sequence[FactoredGradients | DenseGradients], a_BTI: torch.Tensor, d_BTO: torch.Tensor, *, norm: bool
-) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """One layer: inner products [S, B] with each stored set of gradients, and squared norms [B] if asked for."""
-    g_BOI: torch.Tensor | None = None
-    if any(isinstance(one, DenseGradients) for one in stored):
-        g_BOI = torch.bmm(d_BTO.mT, a_BTI)
-    dots: list[Any] = [
-        one.dots(a_BTI, d_BTO) if isinstance(one, FactoredGradients) else one.dots(g_BOI)  # type: ignore[arg-type]
-        for one in stored
-    ]
-    if not norm:
-        return dots, None
-    return dots, g_BOI.square().sum((1, 2)) if g_BOI is not None else example_norm(a_BTI, d_BTO)
+def _squares(g_BWI: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(g_BWI.flatten(1), dim=1)
+    return norms.square()
 
 
 def _not_finite(what: str) -> NumericalError:

@@ -24,8 +24,9 @@ from torch import nn
 
 from headwater.errors import ModelError, UsageError
 from headwater.examples import Encoded
-from headwater.gradients.batches import collate, losses
+from headwater.gradients.batches import collate
 from headwater.gradients.layers import Layer
+from headwater.gradients.loss import losses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Per-example gradients as factors, by hooks: the input activations and output gradients of linear layers.
+"""Per-example gradients as factors: the input activations and output gradients of linear layers.
 
 For y_t = W x_t the gradient of an example's loss is G = sum_t d_t a_t' with a_t = x_t and d_t = dl/dy_t, so an
 example's gradient is known from (a_TI, d_TO) without ever being formed. Weights are frozen: the backward pass
-computes gradients of activations only.
+computes gradients of activations only, and ends at the first chosen layer.
 
 Shapes: B examples, T tokens (padded), I inputs, O outputs.
 """
@@ -10,15 +10,18 @@ Shapes: B examples, T tokens (padded), I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from headwater.errors import ModelError
-from headwater.gradients.batches import Batch, losses
+from headwater.gradients.batches import Batch
 from headwater.gradients.layers import Layer
+from headwater.gradients.loss import head_of, losses
+from headwater.gradients.projection import Projection
 
 Consume = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called once per layer during the backward pass with (layer number, a_BTI, d_BTO); d is zero at padding.
@@ -31,73 +34,102 @@ class FactorHooks:
 
     The consumer sees a layer as soon as all its applications have their gradients, so that no more than the factors
     of one layer need to be kept beside what autograd itself holds.
+
+    Args:
+        precision: type the factors are handed over in, whatever the model's.
+        projection: makes both factors smaller where they are first seen, so that no full one is kept; the consumer
+            then sees r_i inputs and r_o outputs.
+        recompute: forget the activations inside the model's blocks and compute them again in the backward pass
+            (activation checkpointing): less memory, one more forward pass.
     """
 
-    def __init__(self, model: nn.Module, layers: tuple[Layer, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: tuple[Layer, ...],
+        *,
+        precision: torch.dtype,
+        projection: Projection | None = None,
+        recompute: bool = False,
+    ) -> None:
         self._model, self._layers = model, layers
-        self._shape, self._scored = (0, 0), 0
+        self.precision, self.device = precision, next(model.parameters()).device
+        self._matrices = projection.matrices(self.device, precision) if projection else None
+        self.shapes = [(layer.in_features, layer.out_features) for layer in layers]
+        if projection is not None:
+            self.shapes = [(layer.rank_in, layer.rank_out) for layer in projection.layers]
+        self.uses = [len(layer.modules) for layer in layers]
+        self._recompute = recompute
+        self._shape = (0, 0)
         self._consume: Consume | None = None
+        self._counting = False
         self._pending = [0] * len(layers)
         self._pairs: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in layers]
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        self._own_head = any(module is head for layer in layers for module in layer.modules)
+        self._anchor = torch.zeros((), requires_grad=True)
 
     @contextmanager
     def attached(self) -> Iterator[FactorHooks]:
         """Freezes the model and attaches the hooks; both are undone on exit."""
-        handles = [
-            module.register_forward_hook(self._forward_hook(number))
-            for number, layer in enumerate(self._layers)
-            for module in layer.modules
-        ]
-        embeddings: Any = self._model.get_input_embeddings()  # type: ignore[operator]
-        handles.append(embeddings.register_forward_hook(_require_grad))
-        frozen = [p for p in self._model.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
+        with ExitStack() as stack:
+            for number, layer in enumerate(self._layers):
+                for module in layer.modules:
+                    stack.callback(module.register_forward_hook(self._forward_hook(number)).remove)
+            for parameter in [p for p in self._model.parameters() if p.requires_grad]:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+            if self._recompute:
+                for block in _blocks(self._model, self._layers):
+                    stack.enter_context(_recomputing(block))
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parameter in frozen:
-                parameter.requires_grad_(True)
 
     def backward(self, batch: Batch, consume: Consume) -> torch.Tensor:
         """One forward and one activation-only backward pass. Returns the losses [B], in nats."""
+        if not self._own_head:
+            head_of(self._model, batch)  # the first time this runs the model, and no hook must see it
         self._shape, self._consume = batch.shape, consume
-        self._scored = len(batch.scored_K)
         self._pending = [0] * len(self._layers)
         for pairs in self._pairs:
             pairs.clear()
-        with torch.enable_grad():
-            losses_B = losses(self._model, batch)
-            losses_B.sum().backward()  # type: ignore[no-untyped-call]
-        self._consume = None
+        try:
+            with torch.enable_grad():
+                self._counting = True
+                losses_B = losses(self._model, batch, own_head=self._own_head)
+                self._counting = False  # from here on a forward pass is one that is made again
+                losses_B.sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._consume = None
         return losses_B.detach()
 
-    def _forward_hook(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def _forward_hook(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
             if self._consume is None:
-                return
-            a_BTI = self._per_example(inputs[0].detach(), number)
-            self._pending[number] += 1
-            output.register_hook(lambda d: self._arrived(number, a_BTI, d))  # type: ignore[no-untyped-call]
+                return None
+            self._pending[number] += self._counting
+            a = inputs[0].detach()
+            if self._matrices is not None:
+                a = self._matrices.activations(number, a)
+            return _Tap.apply(output, self._anchor, a, self._arrived, number)  # type: ignore[no-untyped-call]
 
         return hook
 
-    def _arrived(self, number: int, a_BTI: torch.Tensor, d: torch.Tensor) -> None:
+    def _arrived(self, number: int, a: torch.Tensor, d: torch.Tensor) -> None:
         pairs = self._pairs[number]
-        pairs.append((a_BTI, self._per_example(d.detach(), number)))
+        if self._matrices is not None:
+            d = self._matrices.output_gradients(number, d)
+        pairs.append((self._per_example(a, number), self._per_example(d, number)))
         self._pending[number] -= 1
         if self._pending[number] == 0 and self._consume is not None:
             a = pairs[0][0] if len(pairs) == 1 else torch.cat([pair[0] for pair in pairs], 1)
             d = pairs[0][1] if len(pairs) == 1 else torch.cat([pair[1] for pair in pairs], 1)
             pairs.clear()
             with torch.no_grad():
-                self._consume(number, a, d)
+                self._consume(number, a.to(self.precision), d.to(self.precision))
 
     def _per_example(self, x: torch.Tensor, number: int) -> torch.Tensor:
         rows, tokens = self._shape
-        if x.ndim == 3 and x.shape[0] == rows and x.shape[1] in (tokens, self._scored):  # the head sees few positions
+        if x.ndim == 3 and x.shape[0] == rows and (x.shape[1] == tokens or self._own_head):  # a head may see fewer
             return x
         if x.ndim == 2 and x.shape[0] == rows * tokens and tokens > 0:  # models that flatten (rows, tokens), as OPT
             return x.view(rows, tokens, -1)
@@ -110,5 +142,45 @@ class FactorHooks:
         )
 
 
-def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-    return output.requires_grad_(True) if output.is_leaf else output
+class _Tap(torch.autograd.Function):
+    """The identity on a layer's output y; hands (a, dl/dy) on in the backward pass.
+
+    The activations are kept as autograd keeps its own, so that they are forgotten and made again with them. The anchor
+    makes the output require a gradient where nothing below does: the backward pass ends there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Any, anchor: Any, a: Any, arrived: Any, number: int) -> Any:
+        ctx.save_for_backward(a)
+        ctx.arrived, ctx.number = arrived, number
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Any) -> Any:
+        (a,) = ctx.saved_tensors
+        ctx.arrived(ctx.number, a, above[0])
+        return (above[0] if ctx.needs_input_grad[0] else None, None, None, None, None)
+
+
+def _blocks(model: nn.Module, layers: tuple[Layer, ...]) -> list[nn.Module]:
+    """The members of module lists that hold chosen layers: the model's blocks."""
+    chosen = {id(module) for layer in layers for module in layer.modules}
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    outermost = [m for m in lists if not any(m is not other and m in set(other.modules()) for other in lists)]
+    return [block for one in outermost for block in one if any(id(module) in chosen for module in block.modules())]
+
+
+@contextmanager
+def _recomputing(block: Any) -> Iterator[None]:
+    forward, own = block.forward, block.__dict__.get("forward")
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    block.forward = wrapped
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own

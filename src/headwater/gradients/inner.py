@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from headwater.gradients.batches import Batch
-from headwater.gradients.contraction import SideGradients, contract
+from headwater.gradients.contraction import Contraction, Form, SideGradients
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.measurement import Measurement
 
@@ -43,7 +43,8 @@ class Contractor:
         stored: checkpoint name -> gradients of the sides there.
         matrices: measurement -> M [R, S].
         products: what to compute.
-        precision: type of the multiplications.
+        form: the only form of contraction to use, where a layer has it; None: the cheapest for each layer and batch.
+        by_token: scores of every token of the examples, whose sum is the example's score.
     """
 
     def __init__(
@@ -51,54 +52,57 @@ class Contractor:
         stored: Mapping[str, SideGradients],
         matrices: Mapping[Measurement, np.ndarray],
         products: tuple[Product, ...],
-        precision: torch.dtype,
+        *,
+        form: Form | None = None,
+        by_token: bool = False,
     ) -> None:
         self._names = sorted({product.query_at for product in products})
-        self._stored = [stored[name] for name in self._names]
-        self._products = products
-        self._precision = precision
-        self._norm = any(product.inner != "dot" for product in products)
-        device = self._stored[0].gram_LSS.device
-        self._matrix_RS = {m: torch.from_numpy(matrix).to(device, precision) for m, matrix in matrices.items()}
-        self._inverse_LR = {
-            (m, name): _inverse_norm(_squared_norms(matrix, stored[name])).to(precision)
-            for m, matrix in matrices.items()
-            for name in self._names
+        sets = [stored[name] for name in self._names]
+        self._products, self._by_token = products, by_token
+        self.contraction = Contraction(sets, norm=any(product.inner != "dot" for product in products), form=form)
+        gram = sets[0].gram_LSS
+        self._layers = len(gram)
+        self._matrix_RS = {m: torch.from_numpy(matrix).to(gram) for m, matrix in matrices.items()}
+        squared_LR = {
+            (m, name): _squared_norms(matrix, stored[name]) for m, matrix in matrices.items() for name in self._names
         }
-        self._inverse_R = {
-            (m, name): _inverse_norm(_squared_norms(matrix, stored[name]).sum(0)).to(precision)
-            for m, matrix in matrices.items()
-            for name in self._names
-        }
+        self._inverse_LR = {key: _inverse_norm(squared).to(gram.dtype) for key, squared in squared_LR.items()}
+        self._inverse_R = {key: _inverse_norm(squared.sum(0)).to(gram.dtype) for key, squared in squared_LR.items()}
 
     def __call__(self, hooks: FactorHooks, batch: Batch) -> tuple[dict[Product, torch.Tensor], torch.Tensor]:
-        """Returns product -> scores [R, B], and the losses [B] in nats."""
-        rows = batch.shape[0]
-        sums = {
-            p: batch.weight_BT.new_zeros(len(self._matrix_RS[p.measurement]), rows, dtype=self._precision)
-            for p in self._products
-        }
-        norm_B = batch.weight_BT.new_zeros(rows, dtype=self._precision)
+        """Returns product -> scores [R, B] (by token [R, B, T]), and the losses [B] in nats."""
+        shape = batch.shape if self._by_token else batch.shape[:1]
+        zeros = batch.weight_K.new_zeros(shape, dtype=hooks.precision)
+        sums = {p: zeros.repeat(len(self._matrix_RS[p.measurement]), *(1 for _ in shape)) for p in self._products}
+        norm_B = batch.weight_K.new_zeros(shape[0], dtype=hooks.precision)
 
         def consume(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> None:
-            a, d = a_BTI.to(self._precision), d_BTO.to(self._precision)
-            dots, squared_B = contract([one.layers[number] for one in self._stored], a, d, norm=self._norm)
+            contract = self.contraction.by_token if self._by_token else self.contraction
+            dots, squared_B = contract(number, a_BTI, d_BTO)
             if squared_B is not None:
                 norm_B.add_(squared_B)
-            for product, sum_RB in sums.items():
-                value_RB = self._matrix_RS[product.measurement] @ dots[self._names.index(product.query_at)]
+            for product, sum_RX in sums.items():
+                value_RX = torch.tensordot(
+                    self._matrix_RS[product.measurement], dots[self._names.index(product.query_at)], 1
+                )
                 if product.inner == "layer_cosine" and squared_B is not None:
-                    value_RB *= self._inverse_LR[product.measurement, product.query_at][number, :, None]
-                    value_RB *= _inverse_norm(squared_B)
-                sum_RB.add_(value_RB)
+                    value_RX *= _spread(self._inverse_LR[product.measurement, product.query_at][number], 0, value_RX)
+                    value_RX *= _spread(_inverse_norm(squared_B), 1, value_RX)
+                sum_RX.add_(value_RX)
 
         losses_B = hooks.backward(batch, consume)
-        for product, sum_RB in sums.items():
+        for product, sum_RX in sums.items():
             if product.inner == "cosine":
-                sum_RB *= self._inverse_R[product.measurement, product.query_at][:, None] * _inverse_norm(norm_B)
+                sum_RX *= _spread(self._inverse_R[product.measurement, product.query_at], 0, sum_RX)
+                sum_RX *= _spread(_inverse_norm(norm_B), 1, sum_RX)
             elif product.inner == "layer_cosine":
-                sum_RB /= len(self._stored[0].layers)
+                sum_RX /= self._layers
         return sums, losses_B
+
+
+def _spread(values: torch.Tensor, axis: int, like: torch.Tensor) -> torch.Tensor:
+    """Values along one axis of `like`, the others of length 1."""
+    return values.view([-1 if n == axis else 1 for n in range(like.ndim)])
 
 
 def _squared_norms(matrix_RS: np.ndarray, stored: SideGradients) -> torch.Tensor:
