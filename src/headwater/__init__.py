@@ -25,7 +25,7 @@ _HOMES = {
     "CEA": "headwater.methods.gradient",
     "Checkpoint": "headwater.checkpoints",
     "Columns": "headwater.examples",
-    "Compute": "headwater.attribution.loop",
+    "Compute": "headwater.attribution.compute",
     "DDA": "headwater.methods.dda",
     "DataError": "headwater.errors",
     "Example": "headwater.examples",
@@ -56,7 +56,8 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
-    from headwater.attribution.loop import Compute, trace, trace_all
+    from headwater.attribution.compute import Compute
+    from headwater.attribution.loop import trace, trace_all
     from headwater.checkpoints import Checkpoint, TrainingRun
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries

@@ -193,7 +193,7 @@ def _ask(run: TrainingRun, checkpoint: Checkpoint, testbed: Testbed, kept: Path)
     """What a checkpoint says to the held-out prompts; kept in a file with the fingerprint of model and prompts."""
     import torch
 
-    from headwater.attribution.loop import generate
+    from headwater.attribution.asking import generate
 
     stamp = digest(checkpoint.fingerprint().encode(), *(prompt.encode() for prompt in testbed.heldout))
     if kept.exists():

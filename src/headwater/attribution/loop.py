@@ -14,78 +14,31 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from headwater import progress
+from headwater.attribution.asking import leanings, with_outputs
+from headwater.attribution.compute import Compute
 from headwater.attribution.plan import DirectionalPlan, Method, Plan, TextPlan, plan_uses
 from headwater.attribution.work import Key, Visit, terms, visits
 from headwater.checkpoints import TrainingRun
-from headwater.errors import DataError, ModelError, UsageError
+from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.measurement import Sides, encode_queries
 from headwater.run import RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
 
 if TYPE_CHECKING:
-    import torch
-
-    from headwater.attribution.passes import Place, Rows
+    from headwater.attribution.models import Place
     from headwater.gradients.contraction import Form, SideGradients
 
 
 CHUNK_BATCHES = (16, 1)
 """Batches of a chunk, the work that a kill may cost: on an accelerator (about a second each), on a CPU (many)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How gradients are computed. Only `parameters` and `max_new_tokens` change what is computed;
-    the rest is rounding, speed and memory.
-
-    Attributes:
-        parameters: regular expressions of the linear layers whose gradients are taken; none: all linear layers of
-            the model's blocks, without embeddings and output head.
-        dtype: of the models. Half precision multiplies gradients in float32; check its ranking before you trust it.
-        device: "auto": the first accelerator, or else the CPU.
-        batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator.
-        query_memory: bytes for the gradients of the queries; more queries go in several passes.
-        max_new_tokens: of an output that the last checkpoint generates where a query has none.
-        rank: project every layer's gradients to rank x rank numbers; None: exact.
-        contraction: "auto": for each layer and batch the form that costs least; or always one form. All give the
-            same number.
-        recompute: activation checkpointing: less memory, one more forward pass.
-    """
-
-    parameters: tuple[str, ...] = ()
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    device: str = "auto"
-    batch_tokens: int | None = None
-    query_memory: int = 4 << 30
-    max_new_tokens: int = 32
-    rank: int | None = None
-    contraction: Literal["auto", "factored", "applied", "materialised"] = "auto"
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        if self.contraction not in ("auto", "factored", "applied", "materialised"):
-            raise UsageError(
-                f"contraction {self.contraction!r}",
-                expected="auto, factored, applied or materialised",
-                fix="choose one of them",
-            )
-        if self.dtype not in ("float32", "float64", "bfloat16"):
-            raise UsageError(
-                f"dtype {self.dtype!r}",
-                expected="float32, float64 or bfloat16",
-                cause="float16 overflows in gradients",
-                fix="choose one of them",
-            )
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UsageError(f"batch_tokens={self.batch_tokens}", expected="at least 1", fix="leave it out")
 
 
 def trace(
@@ -210,29 +163,18 @@ class _Loop:
 
     def run(self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan]) -> dict[str, Scores]:
         """Scores of every method."""
-        self.device, self.dtype, self.precision, batch_tokens = _resources(self.compute)
-        encoded, report = self.encoder.examples(self.train)
-        for line in report.lines():
-            progress.note(line)
-        self.notes["rows"] = report.lines()
-        if report.without_targets == len(self.train):
-            raise DataError(
-                f"no row of {self.train.name} has a token that the loss counts",
-                expected="completions to learn from",
-                cause="empty completions, or a maximum length that cuts them all off",
-                fix="check the columns, or raise --max-length",
-            )
+        from headwater.attribution.models import Models
         from headwater.attribution.passes import Rows
 
-        self.batch_tokens = batch_tokens
-        self.rows = Rows.of(encoded, batch_tokens, CHUNK_BATCHES[self.device.type == "cpu"])
-        for checkpoint in (*self.run_.checkpoints, *([self.run_.base] if self.run_.base else [])):
-            size = self.run_.vocabulary_size(checkpoint)
-            if size is not None and checkpoint.kind == "full":
-                _check_vocabulary(size, self.rows, checkpoint.name)
-        queries = self._with_outputs(queries)
+        encoded = encode_rows(self.encoder, self.train, self.notes)
+        self.models = Models(self.run_, self.compute, encoded, self.notes)
+        self.rows = Rows.of(encoded, self.models.batch_tokens, CHUNK_BATCHES[self.models.device.type == "cpu"])
+        last = self.run_.last.name
+        queries = with_outputs(
+            queries, lambda: self.models.load(last).model, self.tokenizer, self.encoder, self.compute, self.state
+        )
         sides = encode_queries(queries, self.encoder)
-        done, leanings = self._visit_all(plans, queries, sides)
+        done, lean = self._visit_all(plans, queries, sides)
         answers = {}
         for method, plan in zip(methods, plans, strict=True):
             if isinstance(plan, TextPlan):
@@ -247,7 +189,7 @@ class _Loop:
                 queries=queries,
                 targets=sides.targets,
                 train=self.train,
-                leanings=leanings,
+                leanings=lean,
                 provenance=dict(self.config) | {"notes": self.notes} | _command(),
             )
         return answers
@@ -280,7 +222,7 @@ class _Loop:
         def loaded() -> Place:
             nonlocal place
             if place is None:
-                place = self._load(name)
+                place = self.models.load(name)
             return place
 
         products = sorted(visit.products)
@@ -305,7 +247,7 @@ class _Loop:
                         for at in sorted({p.query_at for p in products})
                     }
                     found, sentence = passes.gradient_pass(
-                        loaded(), stem, products, stored, matrices, self.state, share, self._form
+                        loaded(), self.rows, stem, products, stored, matrices, self.state, share, self._form
                     )
                     self.notes.setdefault("contractions", {})[stem] = sentence
                 parts.append((_target_numbers(sides, part), found))
@@ -320,30 +262,7 @@ class _Loop:
         for plan in sorted(visit.representations, key=repr):
             stem = f"{name}/representation-{digest(repr(plan).encode())[:8]}"
             done[name, plan] = passes.representation_pass(loaded, self.rows, stem, plan, sides, self.state, bar)
-        return self._leanings(name, queries, sides, loaded)
-
-    def _load(self, name: str) -> Place:
-        from headwater.attribution.passes import Place
-        from headwater.gradients.layers import select_layers
-        from headwater.gradients.projection import Projection
-
-        model = self.run_.load(self.run_.named(name), dtype=self.dtype, device=self.device)
-        _check_vocabulary(model.get_input_embeddings().num_embeddings, self.rows, name)
-        selection = select_layers(model, self.compute.parameters)
-        if "layers" not in self.notes:
-            self.notes["layers"] = selection.sentence()
-            progress.note(selection.sentence()[0].upper() + selection.sentence()[1:] + ".")
-            self._layer_shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
-        shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
-        if shapes != self._layer_shapes:
-            raise ModelError(
-                f"{name} has other linear layers than the checkpoints before it",
-                expected="one architecture for base and checkpoints",
-                cause="the base is not the model this run started from",
-                fix="give the right --base",
-            )
-        projection = Projection.of(selection.layers, self.compute.rank) if self.compute.rank else None
-        return Place(model, selection.layers, self.rows, self.precision, projection, self.compute.recompute)
+        return leanings(name, sides, loaded, self.state)
 
     def _side_gradients(self, place: Place, sides: Sides) -> SideGradients:
         from headwater.gradients.contraction import side_gradients
@@ -351,7 +270,7 @@ class _Loop:
         return side_gradients(
             place.hooks(),
             sides.encoded,
-            batch_tokens=self.batch_tokens,
+            batch_tokens=self.models.batch_tokens,
             lengths=self.rows.typical_lengths,
             memory=self.compute.query_memory,
             form=self._form,
@@ -395,97 +314,25 @@ class _Loop:
             progress.note(f"The queries' gradients do not fit in memory together: {count} passes over the rows.")
         return [np.flatnonzero(kept["number"] == b).tolist() for b in range(count)]
 
-    def _leanings(self, name: str, queries: Sequence[Query], sides: Sides, loaded: Any) -> list[Leaning]:
-        """Log-probabilities of the queries' outputs here, in nats (sum over the chosen tokens)."""
-        kept = self.state.load(f"{name}/leaning")
-        if kept is None:
-            import torch
 
-            from headwater.gradients.batches import collate
-            from headwater.gradients.loss import losses
+def encode_rows(encoder: Encoder, train: Examples, notes: dict[str, Any]) -> list[Encoded]:
+    """Tokens of the training rows; says what is worth knowing about them.
 
-            place = loaded()
-            sums = np.zeros(len(sides.encoded))
-            with torch.no_grad():
-                for s, side in enumerate(sides.encoded):
-                    loss = losses(place.model, collate([side], place.device, self.precision))
-                    sums[s] = -float(loss[0]) * side.targets
-            kept = {"output": sums}
-            self.state.save(f"{name}/leaning", kept)
-        return [
-            Leaning(
-                query=sides.targets[q].name,
-                checkpoint=name,
-                output=float(kept["output"][o]),
-                corrected=float(kept["output"][c]) if c >= 0 else None,
-            )
-            for q, (o, c) in enumerate(zip(sides.output_Q, sides.corrected_Q, strict=True))
-        ]
-
-    def _with_outputs(self, queries: Sequence[Query]) -> list[Query]:
-        """Lets the last checkpoint say the outputs that are missing (greedy)."""
-        if all(query.output is not None for query in queries):
-            return list(queries)
-        kept = self.state.load("generated")
-        if kept is None:
-            model = self._load(self.run_.last.name).model
-            kept = {}
-            with progress.bar("Generating outputs", len(queries)) as bar:
-                for q, query in enumerate(queries):
-                    if query.output is None:
-                        text = generate(model, self.tokenizer, self.encoder, query, self.compute.max_new_tokens)
-                        kept[str(q)] = np.frombuffer(text.encode(), np.uint8)
-                    bar.advance()
-            self.state.save("generated", kept)
-        out = []
-        for q, query in enumerate(queries):
-            said = kept[str(q)].tobytes().decode() if str(q) in kept else None
-            if said is not None and not said.strip():
-                raise DataError(
-                    f"the last checkpoint says nothing after {str(query.prompt)[:60]!r}",
-                    expected="an output to trace",
-                    cause="it ends the text at once",
-                    fix="give the output",
-                )
-            out.append(query.with_output(said) if said is not None else query)
-        return out
-
-
-def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new_tokens: int) -> str:
-    """What a model says after the query's prompt, by greedy decoding, special tokens left out."""
-    import torch
-
-    ids = torch.tensor([encoder.prompt_ids(query.prompt)], device=next(model.parameters()).device)
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    Raises:
+        DataError: no row has a token that the loss counts.
+    """
+    encoded, report = encoder.examples(train)
+    for line in report.lines():
+        progress.note(line)
+    notes["rows"] = report.lines()
+    if report.without_targets == len(train):
+        raise DataError(
+            f"no row of {train.name} has a token that the loss counts",
+            expected="completions to learn from",
+            cause="empty completions, or a maximum length that cuts them all off",
+            fix="check the columns, or raise --max-length",
         )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def _resources(compute: Compute) -> tuple[torch.device, torch.dtype, torch.dtype, int]:
-    """Device, type of the models, type of the sums, tokens of a batch."""
-    import torch
-
-    if compute.device == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        try:
-            device = torch.device(compute.device)
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(
-                f"the device {compute.device} cannot be used ({str(error).splitlines()[0][:80]})",
-                expected="a device of this machine, such as cpu or cuda:0",
-                fix="leave --device out",
-            ) from None
-    dtype = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[compute.dtype]
-    precision = torch.float64 if dtype == torch.float64 else torch.float32
-    return device, dtype, precision, compute.batch_tokens or (2048 if device.type == "cpu" else 16384)
+    return encoded
 
 
 def _passes(visit: Visit, sides: Sides) -> int:
@@ -514,17 +361,6 @@ def _part(sides: Sides, block: Sequence[int]) -> Sides:
 def _target_numbers(sides: Sides, part: Sides) -> list[int]:
     names = [target.name for target in sides.targets]
     return [names.index(target.name) for target in part.targets]
-
-
-def _check_vocabulary(size: int, rows: Rows, name: str) -> None:
-    highest = max((int(one.input_ids.max()) for one in rows.encoded.values()), default=0)
-    if highest >= size:
-        raise ModelError(
-            f"the token {highest} and {name}, whose vocabulary ends at {size - 1}",
-            expected="a tokenizer that fits the model",
-            cause="tokens added in training, or the tokenizer of another model",
-            fix="give the base and checkpoints of one run",
-        )
 
 
 def _command() -> dict[str, str]:

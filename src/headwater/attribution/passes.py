@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from headwater import progress
+from headwater.attribution.models import Place
 from headwater.attribution.plan import RepresentationPlan
 from headwater.attribution.work import Difference
 from headwater.errors import ModelError, NumericalError
@@ -23,12 +23,9 @@ from headwater.examples import Encoded
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import Form, SideGradients
 from headwater.gradients.directional import nudged
-from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import Contractor, Product
-from headwater.gradients.layers import Layer
 from headwater.gradients.loss import can_slice_logits, losses
 from headwater.gradients.measurement import Measurement, Sides
-from headwater.gradients.projection import Projection
 from headwater.run import RunState
 
 
@@ -63,37 +60,6 @@ class Rows:
 
     def tokens(self, chunk: Sequence[Sequence[int]]) -> int:
         return sum(self.encoded[row].length for batch in chunk for row in batch)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A loaded model, its chosen layers, and the rows it reads.
-
-    Attributes:
-        precision: type that losses are summed and gradients are multiplied in.
-        projection: of the gradients, or None.
-        recompute: activation checkpointing.
-    """
-
-    model: Any
-    layers: tuple[Layer, ...]
-    rows: Rows
-    precision: torch.dtype
-    projection: Projection | None = None
-    recompute: bool = False
-
-    def hooks(self) -> FactorHooks:
-        return FactorHooks(
-            self.model,
-            self.layers,
-            precision=self.precision,
-            projection=self.projection,
-            recompute=self.recompute,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
 
 Loaded = Callable[[], Place]
@@ -140,6 +106,7 @@ def run_chunks(
 
 def gradient_pass(
     place: Place,
+    rows: Rows,
     stem: str,
     products: Sequence[Product],
     stored: Mapping[str, SideGradients],
@@ -153,12 +120,12 @@ def gradient_pass(
     hooks = place.hooks()
 
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
-        rows = [place.rows.encoded[row] for row in batch]
-        sums, losses_B = contractor(hooks, collate(rows, place.device, place.precision))
+        encoded = [rows.encoded[row] for row in batch]
+        sums, losses_B = contractor(hooks, collate(encoded, place.device, place.precision))
         return {product_name(product): value for product, value in sums.items()} | {"loss": losses_B}
 
     with hooks.attached():
-        arrays = run_chunks(stem, place.rows, state, work, bar)
+        arrays = run_chunks(stem, rows, state, work, bar)
     return {product: arrays[product_name(product)] for product in products}, contractor.contraction.sentence()
 
 
@@ -184,7 +151,7 @@ def difference_pass(
                 continue
             place = loaded()
             with nudged(place.model, place.layers, chosen, difference.step, place.precision):
-                losses_N.append(run_chunks(name, rows, state, _loss_work(place), bar)["loss"])
+                losses_N.append(run_chunks(name, rows, state, _loss_work(place, rows), bar)["loss"])
         error_N, ground_N = losses_N
         out.append(ground_N.astype(np.float64) - error_N)
     return np.stack(out)
@@ -234,11 +201,11 @@ def representation_pass(
     return run_chunks(stem, rows, state, work, bar)["similarity"]
 
 
-def _loss_work(place: Place) -> BatchWork:
+def _loss_work(place: Place, rows: Rows) -> BatchWork:
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
-        rows = [place.rows.encoded[row] for row in batch]
+        encoded = [rows.encoded[row] for row in batch]
         with torch.no_grad():
-            losses_B = losses(place.model, collate(rows, place.device, place.precision))
+            losses_B = losses(place.model, collate(encoded, place.device, place.precision))
         return {"loss": losses_B}
 
     return work

@@ -219,7 +219,8 @@ def trace(
     wanted = _split_options(method or ["dda"], {key: value for key, value in options.items() if value is not None})
     methods = [make_method(name, **given) for name, given in wanted]
 
-    from headwater.attribution.loop import Compute, trace_all
+    from headwater.attribution.compute import Compute
+    from headwater.attribution.loop import trace_all
     from headwater.checkpoints import TrainingRun
 
     run = TrainingRun.from_pretrained(

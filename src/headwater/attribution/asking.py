@@ -1,0 +1,106 @@
+"""What is asked of the models apart from gradients: what they say, and how likely they find what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headwater import progress
+from headwater.attribution.compute import Compute
+from headwater.errors import DataError
+from headwater.examples import Encoder, Query
+from headwater.gradients.measurement import Sides
+from headwater.run import RunState
+from headwater.scores import Leaning
+
+if TYPE_CHECKING:
+    from headwater.attribution.models import Place
+
+
+def with_outputs(
+    queries: Sequence[Query],
+    model: Callable[[], Any],
+    tokenizer: Any,
+    encoder: Encoder,
+    compute: Compute,
+    state: RunState,
+) -> list[Query]:
+    """Lets a model say the outputs that are missing (greedy).
+
+    Args:
+        model: loads it, when it is needed.
+
+    Raises:
+        DataError: it says nothing.
+    """
+    if all(query.output is not None for query in queries):
+        return list(queries)
+    kept = state.load("generated")
+    if kept is None:
+        speaker = model()
+        kept = {}
+        with progress.bar("Generating outputs", len(queries)) as bar:
+            for q, query in enumerate(queries):
+                if query.output is None:
+                    text = generate(speaker, tokenizer, encoder, query, compute.max_new_tokens)
+                    kept[str(q)] = np.frombuffer(text.encode(), np.uint8)
+                bar.advance()
+        state.save("generated", kept)
+    out = []
+    for q, query in enumerate(queries):
+        said = kept[str(q)].tobytes().decode() if str(q) in kept else None
+        if said is not None and not said.strip():
+            raise DataError(
+                f"the last checkpoint says nothing after {str(query.prompt)[:60]!r}",
+                expected="an output to trace",
+                cause="it ends the text at once",
+                fix="give the output",
+            )
+        out.append(query.with_output(said) if said is not None else query)
+    return out
+
+
+def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new_tokens: int) -> str:
+    """What a model says after the query's prompt, by greedy decoding, special tokens left out."""
+    import torch
+
+    ids = torch.tensor([encoder.prompt_ids(query.prompt)], device=next(model.parameters()).device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def leanings(name: str, sides: Sides, loaded: Callable[[], Place], state: RunState) -> list[Leaning]:
+    """Log-probabilities of the queries' outputs at checkpoint `name`, in nats (sum over the chosen tokens)."""
+    kept = state.load(f"{name}/leaning")
+    if kept is None:
+        import torch
+
+        from headwater.gradients.batches import collate
+        from headwater.gradients.loss import losses
+
+        place = loaded()
+        sums = np.zeros(len(sides.encoded))
+        with torch.no_grad():
+            for s, side in enumerate(sides.encoded):
+                loss = losses(place.model, collate([side], place.device, place.precision))
+                sums[s] = -float(loss[0]) * side.targets
+        kept = {"output": sums}
+        state.save(f"{name}/leaning", kept)
+    return [
+        Leaning(
+            query=sides.targets[q].name,
+            checkpoint=name,
+            output=float(kept["output"][o]),
+            corrected=float(kept["output"][c]) if c >= 0 else None,
+        )
+        for q, (o, c) in enumerate(zip(sides.output_Q, sides.corrected_Q, strict=True))
+    ]

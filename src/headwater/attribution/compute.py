@@ -1,0 +1,59 @@
+"""How gradients are computed: precision, device, batches, projection.
+
+What it means on this machine is in `models.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from headwater.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How gradients are computed. Only `parameters` and `max_new_tokens` change what is computed;
+    the rest is rounding, speed and memory.
+
+    Attributes:
+        parameters: regular expressions of the linear layers whose gradients are taken; none: all linear layers of
+            the model's blocks, without embeddings and output head.
+        dtype: of the models. Half precision multiplies gradients in float32; check its ranking before you trust it.
+        device: "auto": the first accelerator, or else the CPU.
+        batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator.
+        query_memory: bytes for the gradients of the queries; more queries go in several passes.
+        max_new_tokens: of an output that the last checkpoint generates where a query has none.
+        rank: project every layer's gradients to rank x rank numbers; None: exact. seed: of that projection.
+        contraction: "auto": for each layer and batch the form that costs least; or always one form. All give the
+            same number.
+        recompute: activation checkpointing: less memory, one more forward pass.
+    """
+
+    parameters: tuple[str, ...] = ()
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    query_memory: int = 4 << 30
+    max_new_tokens: int = 32
+    rank: int | None = None
+    seed: int = 0
+    contraction: Literal["auto", "factored", "applied", "materialised"] = "auto"
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.contraction not in ("auto", "factored", "applied", "materialised"):
+            raise UsageError(
+                f"contraction {self.contraction!r}",
+                expected="auto, factored, applied or materialised",
+                fix="choose one of them",
+            )
+        if self.dtype not in ("float32", "float64", "bfloat16"):
+            raise UsageError(
+                f"dtype {self.dtype!r}",
+                expected="float32, float64 or bfloat16",
+                cause="float16 overflows in gradients",
+                fix="choose one of them",
+            )
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UsageError(f"batch_tokens={self.batch_tokens}", expected="at least 1", fix="leave it out")
