@@ -32,19 +32,33 @@ KINDS: dict[Any, str] = {str: "text", int: "integer", float: "number", Path: "pa
 
 
 def commands() -> dict[str, Any]:
-    """Name -> command, in the order of the help page; the program itself comes first, under its own name."""
-    group: Any = typer.main.get_command(app)
-    return {"headwater": group} | {f"headwater {name}": command for name, command in group.commands.items()}
+    """Name -> command, in the order of the help page; a group comes before its commands."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, command: Any) -> None:
+        found[name] = command
+        for child, inner in getattr(command, "commands", {}).items():
+            visit(f"{name} {child}", inner)
+
+    visit("headwater", typer.main.get_command(app))
+    return found
 
 
 def callbacks() -> dict[str, Callable[..., Any]]:
     """Name -> the function that each command calls."""
     found: dict[str, Callable[..., Any]] = {}
-    if app.registered_callback is not None and app.registered_callback.callback is not None:
-        found["headwater"] = app.registered_callback.callback
-    for info in app.registered_commands:
-        if info.callback is not None:
-            found[f"headwater {info.name or info.callback.__name__}"] = info.callback
+
+    def visit(name: str, group: typer.Typer) -> None:
+        if group.registered_callback is not None and group.registered_callback.callback is not None:
+            found[name] = group.registered_callback.callback
+        for info in group.registered_commands:
+            if info.callback is not None:
+                found[f"{name} {info.name or info.callback.__name__}"] = info.callback
+        for inner in group.registered_groups:
+            if inner.typer_instance is not None:
+                visit(f"{name} {inner.typer_instance.info.name}", inner.typer_instance)
+
+    visit("headwater", app)
     return found
 
 
@@ -74,7 +88,9 @@ def options(command: Any) -> Iterator[Any]:
 
 
 def _row(option: Any, kind: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    argument = option.param_type_name == "argument"
+    shown = [option.name.upper()] if argument else [*option.opts, *option.secondary_opts]
+    names = ", ".join(f"`{name}`" for name in shown)
     meaning = " ".join((option.help or "").split()).replace("|", "\\|")
     return f"| {names} | {_kind(option, kind)} | {_default(option)} | {meaning} |"
 

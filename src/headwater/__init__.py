@@ -33,6 +33,7 @@ _HOMES = {
     "GradientCosine": "headwater.methods.gradient",
     "GradientDot": "headwater.methods.gradient",
     "HeadwaterError": "headwater.errors",
+    "Index": "headwater.index.manifest",
     "METHODS": "headwater.methods.table",
     "ModelError": "headwater.errors",
     "NumericalError": "headwater.errors",
@@ -45,22 +46,27 @@ _HOMES = {
     "TracIn": "headwater.methods.gradient",
     "TrainingRun": "headwater.checkpoints",
     "UsageError": "headwater.errors",
+    "build_index": "headwater.attribution.building",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
     "trace": "headwater.attribution.loop",
     "trace_all": "headwater.attribution.loop",
+    "trace_index": "headwater.attribution.indexed",
     "write_report": "headwater.report",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from headwater.attribution.building import build_index
     from headwater.attribution.compute import Compute
+    from headwater.attribution.indexed import trace_index
     from headwater.attribution.loop import trace, trace_all
     from headwater.checkpoints import Checkpoint, TrainingRun
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries
+    from headwater.index.manifest import Index
     from headwater.methods.dda import DDA
     from headwater.methods.gradient import CEA, GradientCosine, GradientDot, TracIn
     from headwater.methods.lexical import BM25

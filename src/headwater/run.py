@@ -142,12 +142,7 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
         wanted = json.loads(json.dumps(config))
         if config_file.exists():
             found = read_config(folder)
-            if found != wanted:
-                raise RunError(
-                    f"{folder} was made with other arguments: {_difference(found, wanted)}",
-                    expected="the same arguments to go on with it",
-                    fix="give another --out, or remove this folder",
-                )
+            refuse_other(folder, found, wanted)
         else:
             begun = True
             write_whole(config_file, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
@@ -167,6 +162,16 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
 def _ours(file: Path) -> bool:
     """Whether a file is what a run leaves that ended before its config.json was whole."""
     return file.name == LOCK or file.name.startswith(f"{CONFIG}.partial-")
+
+
+def refuse_other(folder: object, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises RunError, showing the difference, where a folder was made with another configuration."""
+    if found != wanted:
+        raise RunError(
+            f"{folder} was made with other arguments: {_difference(found, wanted)}",
+            expected="the same arguments to go on with it",
+            fix="give another --out, or remove this folder",
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class ScoredRow:
 
     Attributes:
         rank: 1 for the highest score.
+        index: in `Scores.train`. number: among all rows that were scored; another one only where some were kept.
         percentile: share of all rows with a score at most this one, in per cent.
         deviations: robust z-score, (score - median) / (1.4826 x median absolute deviation) over all rows.
         per_checkpoint: term name -> the row's value there, before weights.
@@ -41,6 +42,7 @@ class ScoredRow:
 
     rank: int
     index: int
+    number: int
     id: str
     source: str
     score: float
@@ -66,6 +68,21 @@ class Leaning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Population:
+    """All the rows, where scores of only some of them were kept.
+
+    Attributes:
+        rows: how many were scored.
+        numbers: [N] which of them were kept, in order.
+        sample: [R, M] scores of an evenly spaced sample of them: what is usual.
+    """
+
+    rows: int
+    numbers: np.ndarray
+    sample: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """What a method answered.
 
@@ -74,6 +91,7 @@ class Scores:
         terms: term name -> [R, N]; values = sum of weights x terms.
         leanings: log-probabilities of the outputs under the base and the checkpoints.
         provenance: method and options, fingerprints, versions: all that is needed to do it again.
+        population: where only the highest and lowest rows were kept, what all of them look like.
     """
 
     method: str
@@ -85,6 +103,7 @@ class Scores:
     train: Examples
     leanings: Sequence[Leaning] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    population: Population | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.targets), len(self.train)):
@@ -115,6 +134,7 @@ class Scores:
         train: Examples,
         leanings: Sequence[Leaning] = (),
         provenance: Mapping[str, Any] | None = None,
+        population: Population | None = None,
     ) -> Scores:
         """values = sum_k w_k term_k, the outer sum of the one equation."""
         values = np.zeros((len(targets), len(train)))
@@ -130,14 +150,21 @@ class Scores:
             train=train,
             leanings=leanings,
             provenance=provenance or {},
+            population=population,
         )
 
     def reweighted(self, weights: Mapping[str, float]) -> Scores:
         """The same terms with other weights, such as another beta; nothing is computed again.
 
         Raises:
-            DataError: a weight for a term that was not computed.
+            DataError: a weight for a term that was not computed, or only the first rows were kept.
         """
+        if self.population is not None:
+            raise DataError(
+                "other weights for scores of which only the highest and lowest rows were kept",
+                expected="scores of all rows: other weights have other first rows",
+                fix="trace again without --limit, or with the other weights",
+            )
         unknown = sorted(set(weights) - set(self.terms))
         if unknown:
             raise DataError(
@@ -175,8 +202,8 @@ class Scores:
         r = self.target_number(target)
         score_N = self.values[r]
         order = np.argsort(score_N if opposing else -score_N, kind="stable")[: max(0, k)]
-        sorted_N = np.sort(score_N)
-        deviations_N = robust_deviations(score_N)
+        usual = np.sort(self.usual(r))
+        deviations_N = robust_deviations(score_N, usual)
         rows = []
         for rank, index in enumerate(order.tolist(), 1):
             example = self.train[index]
@@ -184,10 +211,11 @@ class Scores:
                 ScoredRow(
                     rank=rank,
                     index=index,
+                    number=index if self.population is None else int(self.population.numbers[index]),
                     id=example.id,
                     source=example.source,
                     score=float(score_N[index]),
-                    percentile=100.0 * float(np.searchsorted(sorted_N, score_N[index], "right")) / len(sorted_N),
+                    percentile=100.0 * float(np.searchsorted(usual, score_N[index], "right")) / len(usual),
                     deviations=float(deviations_N[index]),
                     prompt=example.prompt_text,
                     completion=example.completion_text,
@@ -196,16 +224,27 @@ class Scores:
             )
         return rows
 
+    def usual(self, r: int) -> np.ndarray:
+        """Scores of target `r` that say what is usual: of all rows, or of a sample where only some were kept."""
+        found: np.ndarray = self.values[r] if self.population is None else self.population.sample[r]
+        return found
+
+    @property
+    def rows(self) -> int:
+        """How many rows were scored."""
+        return len(self.train) if self.population is None else self.population.rows
+
     def standing_out(self, target: int | str = 0) -> list[int]:
         """Numbers of the rows that stand out of the rest, best first: robust z-score of at least STANDS_OUT, in
         FEWEST_ROWS rows or more.
 
         A description of the scores' shape, not a test with a known rate of false alarms.
         """
-        score_N = self.values[self.target_number(target)]
-        if len(score_N) < FEWEST_ROWS:
+        r = self.target_number(target)
+        score_N = self.values[r]
+        if self.rows < FEWEST_ROWS:
             return []
-        deviations_N = robust_deviations(score_N)
+        deviations_N = robust_deviations(score_N, self.usual(r))
         order = np.argsort(-score_N, kind="stable")
         return [int(i) for i in order if deviations_N[i] >= STANDS_OUT]
 
@@ -231,7 +270,7 @@ class Scores:
         count = len(self.train)
         sink = pa.BufferOutputStream()
         rows = {
-            "row": np.arange(count, dtype=np.int64),
+            "row": np.arange(count, dtype=np.int64) if self.population is None else self.population.numbers,
             "id": [e.id for e in self.train],
             "source": [e.source for e in self.train],
             "content_hash": [e.content_hash for e in self.train],
@@ -248,9 +287,24 @@ class Scores:
         if writer is not None:
             writer.close()
         write_whole(folder / "scores.parquet", sink.getvalue().to_pybytes())
+        if self.population is not None:
+            sink = pa.BufferOutputStream()
+            pq.write_table(
+                pa.table(
+                    {
+                        f"{scores.method}/{target.name}": scores.population.sample[r]
+                        for scores in methods
+                        if scores.population is not None
+                        for r, target in enumerate(self.targets)
+                    }
+                ),
+                sink,
+            )
+            write_whole(folder / "sample.parquet", sink.getvalue().to_pybytes())
         manifest = {
             "format": 1,
             "rows": count,
+            "scored_rows": self.rows,
             "targets": [{"name": t.name, "kind": t.kind, "queries": list(t.members)} for t in self.targets],
             "queries": [query_record(q) for q in self.queries],
             "methods": [{"name": s.method, "weights": dict(s.weights)} for s in methods],
@@ -307,6 +361,14 @@ class Scores:
             for name in table.column_names
             if name.startswith(prefix)
         }
+        population = None
+        if manifest.get("scored_rows", count) != count:
+            sample = pq.read_table(path / "sample.parquet")
+            population = Population(
+                rows=manifest["scored_rows"],
+                numbers=table.column("row").to_numpy()[:count],
+                sample=np.stack([sample.column(f"{method}/{target.name}").to_numpy() for target in targets]),
+            )
         return cls.combine(
             method,
             terms,
@@ -316,6 +378,7 @@ class Scores:
             train=train,
             leanings=[Leaning(**record) for record in manifest["leanings"]],
             provenance=manifest["provenance"],
+            population=population,
         )
 
 
@@ -346,12 +409,18 @@ def query_record(query: Query) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None}
 
 
-def robust_deviations(score_N: np.ndarray) -> np.ndarray:
-    """(score - median) / (1.4826 x median absolute deviation); 0 where the scores do not spread."""
-    centred = score_N - np.median(score_N)
-    spread = 1.4826 * np.median(np.abs(centred))
+def robust_deviations(score_N: np.ndarray, usual: np.ndarray | None = None) -> np.ndarray:
+    """(score - median) / (1.4826 x median absolute deviation); 0 where the scores do not spread.
+
+    Args:
+        usual: the scores whose median and deviation are meant; by default `score_N` itself.
+    """
+    usual = score_N if usual is None else usual
+    centre = np.median(usual)
+    centred = score_N - centre
+    spread = 1.4826 * np.median(np.abs(usual - centre))
     if spread == 0:
-        spread = float(score_N.std())
+        spread = float(usual.std())
     return centred / spread if spread > 0 else np.zeros_like(centred)
 
 

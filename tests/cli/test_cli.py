@@ -84,7 +84,6 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trace"], "--checkpoints"),
         (["trace", "--no-such-option"], "--no-such-option"),
         (["trace", "--checkpoints", "a", "--train", "b", "--top", "0"], "--top"),
         (["trace", "--checkpoints", "a", "--train", "b", "--dtype", "float16"], "float16"),

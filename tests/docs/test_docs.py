@@ -77,7 +77,7 @@ def test_public_names_are_what_is_visible() -> None:
 
 
 def test_public_methods_have_docstrings() -> None:
-    for name in ("Scores", "TrainingRun", "Examples", "Query"):
+    for name in ("Scores", "TrainingRun", "Examples", "Query", "Index"):
         for member, value in vars(getattr(hw, name)).items():
             function = value.__func__ if isinstance(value, classmethod) else value
             if not member.startswith("_") and inspect.isfunction(function) and len(function.__code__.co_varnames) > 2:
@@ -93,13 +93,15 @@ def test_command_lines_parse(where: str, words: list[str]) -> None:
     if words[0].startswith("-"):
         assert words[0] in {name for option in group.params for name in option.opts} | {"--help"}, where
         return
-    command = COMMANDS[f"headwater {words[0]}"]
-    command.make_context(words[0], words[1:])
+    name = f"headwater {words[0]}"
+    if len(words) > 1 and f"{name} {words[1]}" in COMMANDS:
+        name, words = f"{name} {words[1]}", words[1:]
+    COMMANDS[name].make_context(words[0], words[1:])
 
 
 def test_there_are_command_lines() -> None:
     commands = {words[0] for _, words in command_lines()}
-    assert {"trace", "methods", "demo"} <= commands
+    assert {"trace", "index", "methods", "demo"} <= commands
 
 
 def test_options_in_running_text_exist() -> None:

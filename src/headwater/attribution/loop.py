@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.plan import DirectionalPlan, Method, Plan, TextPlan, plan_uses
 from headwater.attribution.work import Key, Visit, terms, visits
-from headwater.checkpoints import TrainingRun
+from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.measurement import Sides, encode_queries
@@ -78,13 +78,7 @@ def trace_all(
 ) -> dict[str, Scores]:
     """As `trace`, for several methods at once: what they share is computed once. Method name -> scores."""
     format, compute = format or TokenFormat(), compute or Compute()
-    names = [method.name for method in methods]
-    if not methods or len(set(names)) < len(names):
-        raise UsageError(
-            f"methods {', '.join(names) or 'none'}", expected="at least one, each once", fix="leave the second one out"
-        )
-    if not queries:
-        raise DataError("no query", expected="at least one prompt", fix="give --prompt or --queries")
+    check_methods(methods, queries)
     plans = [method.plan(run) for method in methods]
     if compute.dtype == "bfloat16" and any(isinstance(plan, DirectionalPlan) for plan in plans):
         raise UsageError(
@@ -92,13 +86,7 @@ def trace_all(
             expected="float32 or float64: steps of 5e-6 are lost in bfloat16's 8 bits, and the scores would be noise",
             fix="use --dtype float32, or a method of the gradient engine",
         )
-    contrast = any(getattr(plan, "measurement", None) == "contrast" for plan in plans)
-    without = sum(query.corrected is None for query in queries)
-    if contrast and without:
-        progress.note(
-            f"{without} of {len(queries)} queries have no corrected output: the loss of their output is measured. "
-            "A corrected output usually tells the responsible rows from look-alikes far better."
-        )
+    note_contrasts(plans, queries)
     config = describe(run, train, queries, methods, format, compute)
     with run_directory(out, config) as state:
         tokenizer = run.tokenizer()
@@ -109,6 +97,33 @@ def trace_all(
             first, *others = answers.values()
             first.save(Path(out), others=others)
     return answers
+
+
+def check_methods(methods: Sequence[Method], queries: Sequence[Query]) -> None:
+    """Raises UsageError for no method or one asked for twice, DataError for no query."""
+    names = [method.name for method in methods]
+    if not methods or len(set(names)) < len(names):
+        raise UsageError(
+            f"methods {', '.join(names) or 'none'}", expected="at least one, each once", fix="leave the second one out"
+        )
+    if not queries:
+        raise DataError("no query", expected="at least one prompt", fix="give --prompt or --queries")
+
+
+def note_contrasts(plans: Sequence[Plan], queries: Sequence[Query]) -> None:
+    """Says so where a contrast is wanted and queries have no corrected output."""
+    contrast = any(getattr(plan, "measurement", None) == "contrast" for plan in plans)
+    without = sum(query.corrected is None for query in queries)
+    if contrast and without:
+        progress.note(
+            f"{without} of {len(queries)} queries have no corrected output: the loss of their output is measured. "
+            "A corrected output usually tells the responsible rows from look-alikes far better."
+        )
+
+
+def visit_order(run: TrainingRun, names: Container[str]) -> list[str]:
+    """The visited checkpoints from the base to the last."""
+    return [name for name in (BASE, *(c.name for c in run.checkpoints)) if name in names]
 
 
 def describe(
@@ -190,7 +205,7 @@ class _Loop:
                 targets=sides.targets,
                 train=self.train,
                 leanings=lean,
-                provenance=dict(self.config) | {"notes": self.notes} | _command(),
+                provenance=dict(self.config) | {"notes": self.notes} | command(),
             )
         return answers
 
@@ -207,8 +222,7 @@ class _Loop:
             for visit in todo:
                 bar.describe(f"Tracing: {visit.checkpoint}")
                 lean[visit.checkpoint] = self._visit(visit, queries, sides, done, bar)
-        order = [*(["base"] if "base" in lean else []), *(c.name for c in self.run_.checkpoints if c.name in lean)]
-        return done, [leaning for name in order for leaning in lean[name]]
+        return done, [leaning for name in visit_order(self.run_, lean) for leaning in lean[name]]
 
     def _visit(
         self, visit: Visit, queries: Sequence[Query], sides: Sides, done: dict[Key, np.ndarray], bar: progress.Bar
@@ -363,7 +377,7 @@ def _target_numbers(sides: Sides, part: Sides) -> list[int]:
     return [names.index(target.name) for target in part.targets]
 
 
-def _command() -> dict[str, str]:
+def command() -> dict[str, str]:
     """The command line that does this again, where it was one."""
     program = Path(sys.argv[0]).name
     return {"command": shlex.join([program, *sys.argv[1:]])} if program == "headwater" else {}

@@ -90,7 +90,7 @@ def run_chunks(
                 raise RuntimeError(f"chunk {name} is needed and there is no model to make it with")
             parts = []
             for batch in chunk:
-                parts.append(_halving(work, batch))
+                parts.append(halving(work, batch))
                 bar.advance(rows.tokens([batch]))
             piece = {key: torch.cat([part[key] for part in parts], -1).cpu().numpy() for key in parts[0]}
             _check_finite(piece, stem)
@@ -211,7 +211,7 @@ def _loss_work(place: Place, rows: Rows) -> BatchWork:
     return work
 
 
-def _halving(work: BatchWork, batch: Sequence[int]) -> dict[str, torch.Tensor]:
+def halving(work: BatchWork, batch: Sequence[int]) -> dict[str, torch.Tensor]:
     """Runs a batch; one that does not fit the accelerator's memory is halved and tried again."""
     try:
         return work(batch)
@@ -226,7 +226,7 @@ def _halving(work: BatchWork, batch: Sequence[int]) -> dict[str, torch.Tensor]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = len(batch) // 2
-    first, second = _halving(work, batch[:half]), _halving(work, batch[half:])
+    first, second = halving(work, batch[:half]), halving(work, batch[half:])
     return {key: torch.cat([first[key], second[key]], -1) for key in first}
 
 

@@ -12,6 +12,7 @@ import typer
 
 from headwater import __version__
 from headwater.cli.demo import demo
+from headwater.cli.index import app as index
 from headwater.cli.methods import methods
 from headwater.cli.trace import trace
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(trace)
+app.add_typer(index)
 app.command()(methods)
 app.command()(demo)
 

@@ -9,33 +9,57 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headwater.cli.options import (
+    ANSWER,
+    COMPUTING,
+    METHOD,
+    MODELS,
+    QUESTION,
+    AllowPickle,
+    AsJson,
+    Base,
+    BatchTokens,
+    Checkpoints,
+    CompletionColumn,
+    Device,
+    Dtype,
+    DtypeOption,
+    Eos,
+    Every,
+    EveryOption,
+    IdColumn,
+    Keep,
+    KeepOption,
+    LossOn,
+    LossOnOption,
+    MaxLength,
+    MessagesColumn,
+    Parameters,
+    PromptColumn,
+    QuantizationOption,
+    Quiet,
+    Recompute,
+    Split,
+    Template,
+    TemplateOption,
+    TextColumn,
+    Train,
+    TrustRemoteCode,
+    read_rows,
+    read_run,
+    required,
+    token_format,
+)
+
 if TYPE_CHECKING:
     from headwater.examples import Query
     from headwater.scores import Scores
 
-
-class Template(StrEnum):
-    auto, plain, chat, alpaca = "auto", "plain", "chat", "alpaca"
-
-
-class LossOn(StrEnum):
-    auto, completion, assistant, everything = "auto", "completion", "assistant", "all"
-
-
-class Keep(StrEnum):
-    start, end = "start", "end"
-
-
-class Every(StrEnum):
-    epoch, checkpoint = "epoch", "checkpoint"
-
-
-class Quantization(StrEnum):
-    four, eight = "4bit", "8bit"
-
-
-class Dtype(StrEnum):
-    float32, float64, bfloat16 = "float32", "float64", "bfloat16"
+INDEX_DECIDES = (
+    "train", "split", "prompt_column", "completion_column", "messages_column", "text_column", "id_column", "template",
+    "loss_on", "max_length", "keep", "eos", "parameters", "dtype", "batch_tokens", "recompute", "rank", "contraction",
+)  # fmt: skip
+"""Options that were settled when an index was built."""
 
 
 class Measurement(StrEnum):
@@ -50,74 +74,36 @@ class Level(StrEnum):
     score, gradient = "score", "gradient"
 
 
-MODELS, DATA, QUESTION, METHOD, COMPUTING, ANSWER = (
-    "The training run",
-    "The training data",
-    "The question",
-    "The method",
-    "Computing",
-    "The answer",
-)
+class ContractionForm(StrEnum):
+    auto, factored, applied, materialised = "auto", "factored", "applied", "materialised"
 
 
 def trace(
-    checkpoints: Annotated[
-        list[str],
-        typer.Option(
-            "--checkpoints",
-            help="Trainer output folder, model or adapter folder, or hub id; repeat for several, oldest first.",
-            rich_help_panel=MODELS,
-        ),
-    ],
-    train: Annotated[
-        str,
-        typer.Option(
-            "--train", help="Training rows: JSONL, CSV, Parquet, datasets folder or hub id.", rich_help_panel=DATA
-        ),
-    ],
-    base: Annotated[
+    context: typer.Context,
+    checkpoints: Checkpoints = None,
+    train: Train = None,
+    base: Base = None,
+    index: Annotated[
         str | None,
-        typer.Option("--base", help="The model before fine-tuning: folder or hub id.", rich_help_panel=MODELS),
+        typer.Option(
+            "--index", help="An index of headwater index, instead of --checkpoints and --train.", rich_help_panel=MODELS
+        ),
     ] = None,
-    every: Annotated[
-        Every, typer.Option(help="Checkpoints of an output folder: one per epoch, or all.", rich_help_panel=MODELS)
-    ] = Every.epoch,
-    quantization: Annotated[
-        Quantization | None,
-        typer.Option(help="Load models in 4 or 8 bit (needs bitsandbytes).", rich_help_panel=MODELS),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that models bring along.", rich_help_panel=MODELS)
-    ] = False,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Load pickled weights, which can run code.", rich_help_panel=MODELS),
-    ] = False,
-    split: Annotated[
-        str | None, typer.Option(help="Split of a datasets folder or hub id.", rich_help_panel=DATA)
-    ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Column of the prompt.", rich_help_panel=DATA)] = None,
-    completion_column: Annotated[
-        str | None, typer.Option(help="Column of the completion.", rich_help_panel=DATA)
-    ] = None,
-    messages_column: Annotated[
-        str | None, typer.Option(help="Column of whole conversations.", rich_help_panel=DATA)
-    ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of plain text.", rich_help_panel=DATA)] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of the row's id.", rich_help_panel=DATA)] = None,
-    template: Annotated[
-        Template, typer.Option(help="How rows became prompts in training.", rich_help_panel=DATA)
-    ] = Template.auto,
-    loss_on: Annotated[
-        LossOn, typer.Option(help="Which tokens the training loss counted.", rich_help_panel=DATA)
-    ] = LossOn.auto,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a row at most.", rich_help_panel=DATA)] = 1024,
-    keep: Annotated[
-        Keep, typer.Option(help="Which end of a longer row training kept.", rich_help_panel=DATA)
-    ] = Keep.start,
-    eos: Annotated[
-        bool, typer.Option(help="Training ended completions with the end-of-sequence token.", rich_help_panel=DATA)
-    ] = True,
+    every: EveryOption = Every.epoch,
+    quantization: QuantizationOption = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    split: Split = None,
+    prompt_column: PromptColumn = None,
+    completion_column: CompletionColumn = None,
+    messages_column: MessagesColumn = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    template: TemplateOption = Template.auto,
+    loss_on: LossOnOption = LossOn.auto,
+    max_length: MaxLength = 1024,
+    keep: KeepOption = Keep.start,
+    eos: Eos = True,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="The prompt of the question.", rich_help_panel=QUESTION)
     ] = None,
@@ -163,17 +149,21 @@ def trace(
         list[float] | None,
         typer.Option(help="TracIn: learning rate of a checkpoint; repeat, oldest first.", rich_help_panel=METHOD),
     ] = None,
-    parameters: Annotated[
-        list[str] | None,
+    parameters: Parameters = None,
+    dtype: DtypeOption = Dtype.float32,
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    recompute: Recompute = False,
+    rank: Annotated[
+        int | None,
         typer.Option(
-            help="Regular expression of linear layers; repeat. [default: all in the blocks]", rich_help_panel=COMPUTING
+            min=1, help="Project each layer to rank x rank numbers. [default: exact]", rich_help_panel=COMPUTING
         ),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the models.", rich_help_panel=COMPUTING)] = Dtype.float32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...", rich_help_panel=COMPUTING)] = "auto",
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a batch, padding included.", rich_help_panel=COMPUTING)
-    ] = None,
+    contraction: Annotated[
+        ContractionForm,
+        typer.Option(help="How gradients are multiplied; all give the same number.", rich_help_panel=COMPUTING),
+    ] = ContractionForm.auto,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of a generated output.", rich_help_panel=COMPUTING)
     ] = 32,
@@ -182,8 +172,12 @@ def trace(
         typer.Option(help="Run directory: scores, report.html, and what resuming needs.", rich_help_panel=ANSWER),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to show.", rich_help_panel=ANSWER)] = 20,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no notes.", rich_help_panel=ANSWER)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=ANSWER)] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --index: keep only so many of the first and last rows.", rich_help_panel=ANSWER),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Trace what a model says to the training rows that taught it.
 
@@ -191,23 +185,26 @@ def trace(
     and away from the corrected one).
     """
     from headwater import progress
-    from headwater.examples import Columns, TokenFormat, read_examples
     from headwater.methods.table import make_method
 
     progress.set_quiet(quiet)
+    if index is None:
+        required(checkpoints, "--checkpoints")
+        required(train, "--train")
+    _check_index(context, index, checkpoints)
     asked = _queries(prompt, output, corrected, span, queries)
-    rows = read_examples(
-        train,
-        split=split,
-        columns=Columns(
-            prompt=prompt_column,
-            completion=completion_column,
-            messages=messages_column,
-            text=text_column,
-            id=id_column,
-        ),
-        template=template.value,
-    )
+    rows = None
+    if index is None:
+        rows = read_rows(
+            train,
+            split=split,
+            prompt_column=prompt_column,
+            completion_column=completion_column,
+            messages_column=messages_column,
+            text_column=text_column,
+            id_column=id_column,
+            template=template,
+        )
     options = {
         "beta": _beta(beta),
         "measurement": measurement and measurement.value,
@@ -219,33 +216,53 @@ def trace(
     wanted = _split_options(method or ["dda"], {key: value for key, value in options.items() if value is not None})
     methods = [make_method(name, **given) for name, given in wanted]
 
-    from headwater.attribution.compute import Compute
-    from headwater.attribution.loop import trace_all
-    from headwater.checkpoints import TrainingRun
+    run = None
+    if index is None or checkpoints:
+        run = read_run(
+            checkpoints,
+            base=base,
+            every=every,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    if rows is not None and run is not None:
+        from headwater.attribution.compute import Compute
+        from headwater.attribution.loop import trace_all
 
-    run = TrainingRun.from_pretrained(
-        checkpoints,
-        base=base,
-        every=every.value,
-        quantization=quantization.value if quantization else None,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
-    answers = trace_all(
-        run,
-        rows,
-        asked,
-        methods=methods,
-        format=TokenFormat(loss_on=loss_on.value, max_length=max_length, keep=keep.value, add_eos=eos),
-        compute=Compute(
+        compute = Compute(
             parameters=tuple(parameters or ()),
             dtype=dtype.value,
             device=device,
             batch_tokens=batch_tokens,
             max_new_tokens=max_new_tokens,
-        ),
-        out=out,
-    )
+            rank=rank,
+            contraction=contraction.value,
+            recompute=recompute,
+        )
+        answers = trace_all(
+            run,
+            rows,
+            asked,
+            methods=methods,
+            format=token_format(loss_on, max_length, keep, eos),
+            compute=compute,
+            out=out,
+        )
+    else:
+        from headwater.attribution.indexed import trace_index
+        from headwater.index.manifest import Index
+
+        answers = trace_index(
+            Index.open(required(index, "--index")),
+            asked,
+            methods=methods,
+            run=run,
+            device=device,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            out=out,
+        )
     first, *others = answers.values()
     report = None
     if out is not None:
@@ -297,6 +314,32 @@ def answer_record(first: Scores, others: list[Scores], top: int) -> dict[str, An
         ],
         "leanings": [vars(leaning) for leaning in first.leanings],
     }
+
+
+def _check_index(context: typer.Context, index: str | None, checkpoints: list[str] | None) -> None:
+    """Refuses options that have no effect with, or without, an index."""
+    from headwater.errors import UsageError
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    if index is None:
+        if given("limit"):
+            raise UsageError(
+                "--limit without --index", expected="an index", fix="leave --limit out, or build an index first"
+            )
+        return
+    settled = [name for name in INDEX_DECIDES if given(name)]
+    if not checkpoints:
+        settled += [name for name in ("base", "every", "quantization") if given(name)]
+    if settled:
+        raise UsageError(
+            f"--{settled[0].replace('_', '-')} with --index",
+            expected="only the question, the method, and the models where they were moved (--checkpoints with --base)",
+            cause="the index was built with its own",
+            fix=f"leave --{settled[0].replace('_', '-')} out",
+        )
 
 
 def _queries(

@@ -158,6 +158,11 @@ class SideGradients:
     layers: tuple[LayerGradients, ...]
     gram_LSS: torch.Tensor
 
+    def flat(self) -> torch.Tensor:
+        """All layers laid end to end [S, F], each O x I by rows; every layer must be there as matrices."""
+        stored = [layer.matrices for layer in self.layers]
+        return torch.cat([torch.cat([p.flatten(1) for p in one.slices], 1) for one in stored if one is not None], 1)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """As plain arrays, to be kept for a later visit."""
         out = {"gram_LSS": self.gram_LSS.cpu().numpy()}

@@ -64,7 +64,7 @@ def page_contents(
         "train": {
             "name": visible(first.train.name),
             "kind": first.train.kind,
-            "rows": len(first.train),
+            "rows": first.rows,
             "duplicates": first.train.duplicates,
         },
         "standsOut": STANDS_OUT,
@@ -163,15 +163,18 @@ def _answer(
     guilty: set[int],
 ) -> dict[str, Any]:
     score_N = scores.values[r]
+    usual = scores.usual(r)
     sorted_N = np.sort(score_N)
-    deviations_N = robust_deviations(score_N)
-    median = float(np.median(score_N))
+    deviations_N = robust_deviations(score_N, usual)
+    median = float(np.median(usual))
     far = int(np.argmax(np.abs(deviations_N)))
     spread = (float(score_N[far]) - median) / float(deviations_N[far]) if deviations_N[far] else 0.0
     terms = _terms(scores)
 
     def entry(row: ScoredRow) -> list[float]:
         above = len(sorted_N) - int(np.searchsorted(sorted_N, score_N[row.index], "right"))
+        if scores.population is not None:
+            above = max(row.rank - 1, round((1 - row.percentile / 100) * scores.rows))
         values = [_short(row.per_checkpoint[name], 3) for name in terms]
         ranks = [int(rank_N[row.index]) for rank_N in other_ranks]
         return [row.index, _short(row.score), _short(row.deviations, 3), above, *values, *ranks]
@@ -184,7 +187,7 @@ def _answer(
         "threshold": _short(median + STANDS_OUT * spread) if spread > 0 else None,
         "low": _short(low),
         "high": _short(high),
-        "bins": _bins(score_N, low, high),
+        "bins": _bins(np.clip(usual, low, high), low, high),
         "found": sum(1 for n in order_N[: len(guilty)].tolist() if n in guilty),
         "best": [entry(row) for row in best],
         "worst": [entry(row) for row in worst],

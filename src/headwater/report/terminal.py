@@ -56,7 +56,7 @@ def answer_table(
     """
     r = scores.target_number(target)
     members = [scores.queries[q] for q in scores.targets[r].members]
-    return _RowTable(scores.top(top, target=r), query_words(members), len(scores.train), frozenset(culprits))
+    return _RowTable(scores.top(top, target=r), query_words(members), scores.rows, frozenset(culprits))
 
 
 @dataclass(frozen=True)

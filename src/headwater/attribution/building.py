@@ -1,0 +1,352 @@
+"""Builds a gradient index: the passes over the rows are made once, and every later query is answered from disk.
+
+    for each checkpoint, and the base:        load the model
+        for each chunk of rows:               projected gradients of the rows, written as one chunk
+
+The unit of work is a chunk of one checkpoint: a killed build loses at most the chunks in flight, and the bytes of the
+result do not depend on when it was killed.
+
+Shapes: C rows of a chunk, B rows of a batch, F features.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwater import progress
+from headwater.attribution.compute import Compute
+from headwater.attribution.loop import encode_rows
+from headwater.checkpoints import TrainingRun
+from headwater.errors import DataError, HeadwaterError, RunError, UsageError
+from headwater.examples import Encoded, Encoder, Examples, TokenFormat
+from headwater.index.folder import Folder
+from headwater.index.manifest import MANIFEST, ROWS, Index, IndexedLayer, Part, part_folder, sizes, write_rows
+from headwater.index.store import CheckpointStore, FeatureType, Shape, Writer
+from headwater.run import CONFIG, LOCK, refuse_other, run_directory, versions
+
+if TYPE_CHECKING:
+    import torch
+
+    from headwater.attribution.models import Models, Place
+
+DEFAULT_RANK = 16
+"""The smallest rank that loses nothing that matters: benchmarks/results/projection.md."""
+
+CHUNK_BYTES, CHUNK_ROWS = 32 << 20, 1024
+"""A chunk is at most this large: one read for a query, and what a kill may cost."""
+
+
+def build_index(
+    run: TrainingRun,
+    train: Examples,
+    *,
+    out: str | os.PathLike[str],
+    format: TokenFormat | None = None,
+    compute: Compute | None = None,
+    features: FeatureType = "float16",
+    chunk_rows: int | None = None,
+    append: bool = False,
+) -> Index:
+    """Builds an index of the gradients of every training row at every checkpoint and at the base.
+
+    Args:
+        run: base model and checkpoints. train: the rows it was trained on.
+        out: a folder, or an fsspec URL such as s3://bucket/index. The same arguments go on where a build stopped.
+        format: how training turned rows into tokens.
+        compute: layers, precision, device, batch size; its rank is 16 where it says nothing.
+        features: type of the stored numbers.
+        chunk_rows: rows of a chunk; by default as many as fit in 32 MiB, at most 1,024.
+        append: add these rows to a finished index of the same run.
+
+    Raises:
+        HeadwaterError: one line for anything that the caller can mend.
+    """
+    format, compute = format or TokenFormat(), compute or Compute()
+    if compute.rank is None:
+        compute = replace(compute, rank=DEFAULT_RANK)
+    if chunk_rows is not None and chunk_rows < 1:
+        raise UsageError(f"chunks of {chunk_rows} rows", expected="at least 1", fix="leave it out")
+    folder = Folder(out)
+    config = describe_index(run, train, format, compute, features, chunk_rows)
+    before = _existing(folder, config, append)
+    if isinstance(before, Index) and not append:
+        progress.note(f"{folder} is finished already.")
+        return before
+    name = f"{len(before.parts) if before else 0:03d}"
+    with _part_directory(folder, name, config, new=before is None):
+        return _Build(run, train, format, compute, features, chunk_rows, folder, name, config, before).run()
+
+
+def describe_index(
+    run: TrainingRun,
+    train: Examples,
+    format: TokenFormat,
+    compute: Compute,
+    features: FeatureType,
+    chunk_rows: int | None,
+) -> dict[str, Any]:
+    """Everything that decides the content of a part, as JSON values: its config.json."""
+    deciding = ("parameters", "dtype", "device", "batch_tokens", "rank", "seed")
+    config = {
+        "checkpoints": [
+            {key: value for key, value in asdict(c).items() if value is not None} | {"fingerprint": c.fingerprint()}
+            for c in (*run.checkpoints, *([run.base] if run.base else []))
+        ],
+        "quantization": run.quantization,
+        "train": {
+            "name": train.name,
+            "rows": len(train),
+            "fingerprint": train.fingerprint,
+            "template": train.template,
+        },
+        "format": asdict(format),
+        "compute": {key: value for key, value in asdict(compute).items() if key in deciding},
+        "features": features,
+        "chunk_rows": chunk_rows,
+        "versions": versions("zarr"),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
+
+
+def _existing(folder: Folder, config: Mapping[str, Any], append: bool) -> Index | None:
+    """The index that is there, where it fits what is asked for."""
+    if not folder.exists(MANIFEST):
+        if append:
+            raise RunError(
+                f"{folder} holds no finished index to append to",
+                expected=f"a folder with {MANIFEST}",
+                fix="build the index without --append first",
+            )
+        if folder.is_local and folder.path.is_file():
+            raise RunError(f"{folder} is a file", expected="a folder", fix="give another --out")
+        others = [name for name in folder.names() if name not in ("parts", LOCK)]
+        if others:
+            raise RunError(
+                f"{folder} is not empty and not a headwater index ({others[0]})",
+                expected="a new folder, or one of an earlier build",
+                fix="give another --out",
+            )
+        return None
+    index = Index.open(folder)
+    if not append:
+        refuse_other(folder, index.config, config)
+        return index
+    apart = ("train", "versions", "chunk_rows")
+    refuse_other(folder, _without(index.config, apart), _without(config, apart))
+    for part in index.parts:
+        if part.train["fingerprint"] == config["train"]["fingerprint"]:
+            raise RunError(
+                f"the rows of {config['train']['name']} are in {folder} already (part {part.name})",
+                expected="new rows",
+                fix="give the file with the rows to add",
+            )
+    return index
+
+
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+@contextmanager
+def _part_directory(folder: Folder, name: str, config: Mapping[str, Any], *, new: bool) -> Iterator[None]:
+    """Keeps a local part to one process; resumes or refuses what is there."""
+    part = part_folder(folder, name)
+    if part.is_local:
+        try:
+            with run_directory(part.path, config):
+                yield
+        except HeadwaterError:
+            if new and not part.path.exists():  # nothing was made: leave nothing behind
+                for empty in (part.path.parent, Path(folder.path)):
+                    if empty.is_dir() and not any(empty.iterdir()):
+                        empty.rmdir()
+            raise
+        return
+    if part.exists(CONFIG):
+        refuse_other(part, json.loads(part.read_bytes(CONFIG)), config)
+    else:
+        part.write_whole(CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
+    yield
+
+
+class _Build:
+    def __init__(
+        self,
+        run: TrainingRun,
+        train: Examples,
+        format: TokenFormat,
+        compute: Compute,
+        features: FeatureType,
+        chunk_rows: int | None,
+        folder: Folder,
+        name: str,
+        config: Mapping[str, Any],
+        before: Index | None,
+    ) -> None:
+        self._run, self._train, self._compute, self._features = run, train, compute, features
+        self._folder, self._name, self._config, self._before = folder, name, config, before
+        self._format, self._chunk_rows = format, chunk_rows
+        self._layers: tuple[IndexedLayer, ...] = ()
+        self._shape: Shape | None = None
+
+    def run(self) -> Index:
+        """All checkpoints, then the rows, then the manifest."""
+        from headwater.attribution.models import Models
+
+        notes: dict[str, Any] = {}
+        self._check_ids()
+        encoded = encode_rows(Encoder(self._run.tokenizer(), self._format, self._train.template), self._train, notes)
+        models = Models(self._run, self._compute, encoded, notes)
+        part = part_folder(self._folder, self._name)
+        names = [checkpoint["name"] for checkpoint in self._config["checkpoints"]]
+        tokens = sum(one.length for one in encoded if one.targets)
+        with progress.bar("Indexing", tokens * len(names)) as bar:
+            for name in reversed(names):
+                bar.describe(f"Indexing: {name}")
+                self._checkpoint(part, name, models, encoded, bar)
+        if not part.exists(ROWS):
+            write_rows(part, self._train, encoded)
+        return self._finish()
+
+    def _check_ids(self) -> None:
+        if self._before is None:
+            return
+        known = {row.id: row.source for row in self._before.examples()}
+        for row in self._train:
+            if row.id in known:
+                raise DataError(
+                    f'id "{row.id}" is in the index already ({known[row.id]})',
+                    expected="an id of its own for every row",
+                    cause="a file of the same name, whose rows are called by their line",
+                    fix="rename the file, or choose a column with --id-column",
+                )
+
+    def _checkpoint(
+        self, part: Folder, name: str, models: Models, encoded: Sequence[Encoded], bar: progress.Bar
+    ) -> None:
+        store = self._opened(part, name)
+        todo: list[int] | None = None
+        if store is not None:
+            done = store.finished(verify=True)
+            todo = [chunk for chunk in range(store.shape.chunks) if chunk not in done]
+            bar.advance(sum(_tokens(encoded, *store.shape.chunk_range(chunk)) for chunk in done))
+            if not todo:
+                return
+        place = models.load(name)
+        if place.projection is None:
+            raise RuntimeError("an index is made of projected gradients")
+        self._layers = tuple(IndexedLayer(**asdict(layer)) for layer in place.projection.layers)
+        if store is None:
+            store = CheckpointStore.create(part, name, self._decided_shape())
+            todo = list(range(store.shape.chunks))
+        gradients = ChunkGradients(place, store.shape, encoded, models.batch_tokens)
+        with Writer(store) as writer, gradients.hooks.attached():
+            for chunk in todo or []:
+                g_CF, loss_C = gradients(*store.shape.chunk_range(chunk), bar)
+                writer.put(chunk, g_CF, loss_C)
+
+    def _opened(self, part: Folder, name: str) -> CheckpointStore | None:
+        if not part.child(f"{name}.zarr").exists("zarr.json"):
+            return None
+        store = CheckpointStore.open(part, name)
+        self._shape = store.shape
+        return store
+
+    def _decided_shape(self) -> Shape:
+        """Decided at the first checkpoint, the same for all."""
+        if self._shape is None:
+            layers = sizes(self._layers)
+            row_bytes = Shape(1, 1, layers, self._features).bytes_per_row
+            chunk_rows = self._chunk_rows or max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
+            self._shape = Shape(len(self._train), min(chunk_rows, len(self._train)), layers, self._features)
+        return self._shape
+
+    def _finish(self) -> Index:
+        if self._shape is None:
+            raise RuntimeError("no checkpoint was indexed")
+        if not self._layers:  # every chunk was there: only the manifest was missing
+            self._layers = self._before.layers if self._before else self._layers_of_store()
+        first = self._before.rows if self._before else 0
+        part = Part(
+            name=self._name,
+            first=first,
+            rows=len(self._train),
+            chunk_rows=self._shape.chunk_rows,
+            train={**self._config["train"], "kind": self._train.kind},
+        )
+        index = Index(
+            folder=self._folder,
+            config=self._before.config if self._before else self._config,
+            layers=self._layers,
+            features=self._features,
+            parts=(*(self._before.parts if self._before else ()), part),
+        )
+        index.save()
+        return index
+
+    def _layers_of_store(self) -> tuple[IndexedLayer, ...]:
+        """Needs a model, to know the shapes before the projection."""
+        from headwater.attribution.models import Models
+
+        place = Models(self._run, self._compute, (), {}).load(self._run.last.name)
+        if place.projection is None:
+            raise RuntimeError("an index is made of projected gradients")
+        return tuple(IndexedLayer(**asdict(layer)) for layer in place.projection.layers)
+
+
+class ChunkGradients:
+    """Projected gradients and losses of ranges of rows, in batches of similar length.
+
+    Args:
+        encoded: all rows; those without targets have gradient 0.
+    """
+
+    def __init__(self, place: Place, shape: Shape, encoded: Sequence[Encoded], batch_tokens: int) -> None:
+        self._place, self._shape, self._encoded, self._batch_tokens = place, shape, encoded, batch_tokens
+        self.hooks = place.hooks()
+
+    def __call__(self, start: int, stop: int, bar: progress.Bar) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients [C, F] and losses [C] of rows start to stop; the hooks must be attached."""
+        import torch
+
+        from headwater.attribution.passes import halving
+        from headwater.gradients.batches import length_buckets
+
+        place, rows = self._place, [row for row in range(start, stop) if self._encoded[row].targets]
+        g_CF = torch.zeros(stop - start, self._shape.features, dtype=place.precision, device=place.device)
+        loss_C = torch.zeros(stop - start, dtype=place.precision, device=place.device)
+        for bucket in length_buckets([self._encoded[row].length for row in rows], self._batch_tokens):
+            batch = [rows[one] for one in bucket]
+            found = halving(self._batch, batch)
+            at = torch.tensor([row - start for row in batch], device=place.device)
+            g_CF[at] = found["gradient"].T
+            loss_C[at] = found["loss"]
+            bar.advance(sum(self._encoded[row].length for row in batch))
+        return g_CF, loss_C
+
+    def _batch(self, batch: Sequence[int]) -> dict[str, torch.Tensor]:
+        import torch
+
+        from headwater.gradients.batches import collate
+
+        place = self._place
+        g_BF = torch.empty(len(batch), self._shape.features, dtype=place.precision, device=place.device)
+        ends = [*self._shape.offsets, self._shape.features]
+
+        def consume(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> None:
+            g_BF[:, ends[number] : ends[number + 1]] = torch.bmm(d_BTO.mT, a_BTI).flatten(1)
+
+        collated = collate([self._encoded[row] for row in batch], place.device, place.precision)
+        losses_B = self.hooks.backward(collated, consume)
+        return {"gradient": g_BF.T, "loss": losses_B}
+
+
+def _tokens(encoded: Sequence[Encoded], start: int, stop: int) -> int:
+    return sum(one.length for one in encoded[start:stop] if one.targets)

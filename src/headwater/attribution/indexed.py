@@ -1,0 +1,366 @@
+"""Answers queries from a gradient index: the models give the queries' gradients, the rows' come from disk.
+
+    for each checkpoint:      load the model: projected gradients of the queries
+    for each chunk of rows:   inner products at every checkpoint at once, combined, forgotten (or kept, if asked)
+
+What is chosen on the query's side is free: method, measurement, inner product, beta, weights of checkpoints.
+
+Shapes: R targets, S sides, F features, N rows, n rows of a chunk, K kept rows, M sampled rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from headwater import progress
+from headwater.attribution.asking import leanings, with_outputs
+from headwater.attribution.compute import Compute
+from headwater.attribution.loop import check_methods, command, note_contrasts, visit_order
+from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.work import Key, Visit, keys, terms, visits
+from headwater.checkpoints import Checkpoint, TrainingRun
+from headwater.errors import ModelError, UsageError
+from headwater.examples import Encoder, Query, TokenFormat
+from headwater.gradients.inner import Product
+from headwater.gradients.measurement import Measurement, Sides, encode_queries
+from headwater.index.manifest import Index, Part
+from headwater.index.scoring import Kind, TopK, dots
+from headwater.run import RunState, run_directory, versions
+from headwater.scores import Leaning, Population, Scores, query_record
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE_ROWS = 100_000
+"""Rows that say what is usual, where not every score is kept."""
+
+
+def trace_index(
+    index: Index,
+    queries: Sequence[Query],
+    *,
+    methods: Sequence[Method],
+    run: TrainingRun | None = None,
+    device: str = "auto",
+    max_new_tokens: int = 32,
+    limit: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> dict[str, Scores]:
+    """Scores every row of an index for every query. Method name -> scores.
+
+    Args:
+        index: as `Index.open` gives it.
+        run: the models, where they lie elsewhere than when the index was built (their fingerprints are compared).
+        limit: of each target only the `limit` highest and lowest rows, in flat memory; None: all rows.
+        out: run directory for the scores.
+
+    Raises:
+        HeadwaterError: one line for anything that the caller can mend.
+    """
+    check_methods(methods, queries)
+    run = _run(index, run)
+    plans = [method.plan(run) for method in methods]
+    for method, plan in zip(methods, plans, strict=True):
+        if not isinstance(plan, GradientPlan | TextPlan) or (limit is not None and isinstance(plan, TextPlan)):
+            raise UsageError(
+                f"{method.name} from an index" + (" with --limit" if isinstance(plan, TextPlan) else ""),
+                expected="a method of inner products of gradients: the index holds nothing else",
+                fix="trace with --train and --checkpoints instead of --index",
+            )
+    if limit is not None and limit < 1:
+        raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
+    note_contrasts(plans, queries)
+    stored: dict[str, Any] = dict(index.config["compute"])
+    stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}
+    compute = Compute(**stored)
+    config: dict[str, Any] = {
+        "index": {"place": index.folder.url, "fingerprint": index.fingerprint, "rows": index.rows},
+        "queries": [query_record(query) for query in queries],
+        "methods": [
+            {"name": method.name, "class": type(method).__name__}
+            | {"options": asdict(cast(Any, method)) if is_dataclass(method) else {}}
+            for method in methods
+        ],
+        "compute": {"device": device, "max_new_tokens": max_new_tokens},
+        "limit": limit,
+        "versions": versions("zarr"),
+    }
+    with run_directory(out, config) as state:
+        answers = _Trace(index, run, compute, state, limit).run(queries, methods, plans, config)
+        if out is not None:
+            first, *others = answers.values()
+            first.save(Path(out), others=others)
+    return answers
+
+
+@dataclass
+class _Query:
+    """Gradients of the targets at one checkpoint: measurement -> [R, F]."""
+
+    at: str
+    gradients: dict[Measurement, torch.Tensor]
+
+
+class _Trace:
+    def __init__(self, index: Index, run: TrainingRun, compute: Compute, state: RunState, limit: int | None) -> None:
+        self._index, self._run, self._compute, self._state, self._limit = index, run, compute, state, limit
+        self._notes: dict[str, Any] = {}
+
+    def run(
+        self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan], config: Mapping[str, Any]
+    ) -> dict[str, Scores]:
+        from headwater.attribution.models import Models
+
+        train = self._index.parts[0].train
+        encoder = Encoder(self._run.tokenizer(), TokenFormat(**self._index.config["format"]), train["template"])
+        models = Models(self._run, self._compute, (), self._notes)
+        last = self._run.last.name
+        queries = with_outputs(
+            queries, lambda: models.load(last).model, self._run.tokenizer(), encoder, self._compute, self._state
+        )
+        sides = encode_queries(queries, encoder)
+        todo = visits(self._run, plans)
+        if all(isinstance(plan, TextPlan) for plan in plans):
+            todo = []
+        at: dict[str, _Query] = {}
+        lean: dict[str, list[Leaning]] = {}
+        with progress.bar("Queries", len(todo)) as bar:
+            for visit in todo:
+                bar.describe(f"Queries: {visit.checkpoint}")
+                at[visit.checkpoint], lean[visit.checkpoint] = self._ask(visit, plans, models, sides)
+                bar.advance()
+        ordered = [leaning for name in visit_order(self._run, lean) for leaning in lean[name]]
+        products = {key: None for plan in plans for _, key in keys(plan)}
+        stream = _Stream(self._index, list(products), at)
+        parts = {"queries": queries, "targets": sides.targets, "leanings": ordered}
+        provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
+        if self._limit is None:
+            return self._all(stream, methods, plans, parts, provenance)
+        return self._ends(stream, methods, plans, parts, provenance)
+
+    def _ask(self, visit: Visit, plans: Sequence[Plan], models: Any, sides: Sides) -> tuple[_Query, list[Leaning]]:
+        """Gradients of the targets at one checkpoint, from the state where they were made already."""
+        import torch
+
+        name, place = visit.checkpoint, None
+
+        def loaded() -> Any:
+            nonlocal place
+            place = place or models.load(name)
+            return place
+
+        measurements = sorted({plan.measurement for plan in plans if isinstance(plan, GradientPlan)})
+        kept = self._state.load(f"{name}/queries")
+        if kept is None:
+            from headwater.gradients.contraction import side_gradients
+
+            side = side_gradients(
+                loaded().hooks(),
+                sides.encoded,
+                batch_tokens=models.batch_tokens,
+                lengths=(1.0,),
+                form="materialised",
+            )
+            kept = {}
+            for measurement in measurements:
+                m_RS = torch.from_numpy(sides.matrix(measurement)).to(side.gram_LSS)
+                kept[measurement] = (m_RS @ side.flat()).float().cpu().numpy()
+            self._state.save(f"{name}/queries", kept)
+        gradients = {cast(Measurement, m): torch.from_numpy(np.array(array)) for m, array in kept.items()}
+        return _Query(name, gradients), leanings(name, sides, loaded, self._state)
+
+    def _all(
+        self,
+        stream: _Stream,
+        methods: Sequence[Method],
+        plans: Sequence[Plan],
+        parts: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> dict[str, Scores]:
+        train = self._index.examples()
+        done = {key: np.zeros((len(parts["targets"]), len(train)), np.float32) for key in stream.keys}
+        with progress.bar("Scoring rows", len(train)) as bar:
+            for start, stop, values in stream.chunks():
+                for key, value_Rn in values.items():
+                    done[key][:, start:stop] = value_Rn
+                bar.advance(stop - start)
+        answers = {}
+        for method, plan in zip(methods, plans, strict=True):
+            if isinstance(plan, TextPlan):
+                score_QN = method.score_text(parts["queries"], train)  # type: ignore[attr-defined]
+                found = {"text": np.stack([score_QN[list(t.members)].sum(0) for t in parts["targets"]])}
+            else:
+                found = terms(plan, done)
+            answers[method.name] = Scores.combine(
+                method.name,
+                found,
+                method.weights(self._run, found, parts["targets"]),
+                train=train,
+                provenance=provenance,
+                **parts,
+            )
+        return answers
+
+    def _ends(
+        self,
+        stream: _Stream,
+        methods: Sequence[Method],
+        plans: Sequence[Plan],
+        parts: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> dict[str, Scores]:
+        """First a sample of the chunks, which decides what is usual and an automatic beta; then all of them, of which
+        only the ends are kept."""
+        targets, limit = parts["targets"], min(self._limit or 1, self._index.rows)
+        seen: dict[Key, list[np.ndarray]] = {key: [] for key in stream.keys}
+        for _, _, values in stream.chunks(sample=SAMPLE_ROWS):
+            for key, value_Rn in values.items():
+                seen[key].append(value_Rn)
+        sample = {key: np.concatenate(found, 1) for key, found in seen.items()}
+        weights = [
+            method.weights(self._run, terms(plan, sample), targets) for method, plan in zip(methods, plans, strict=True)
+        ]
+        ends = [TopK(limit, len(targets)) for _ in methods]
+        with progress.bar("Scoring rows", self._index.rows) as bar:
+            for start, stop, values in stream.chunks():
+                for top, plan, weight in zip(ends, plans, weights, strict=True):
+                    top.update(start, _combined(terms(plan, values), weight))
+                bar.advance(stop - start)
+        found = [top.result() for top in ends]
+        rows = np.unique(
+            np.concatenate([both.ravel() for one in found for both in (one.highest_rows, one.lowest_rows)])
+        )
+        kept = self._terms_of(stream, rows)
+        train = self._index.examples(rows)
+        return {
+            method.name: Scores.combine(
+                method.name,
+                terms(plan, kept),
+                weight,
+                train=train,
+                provenance=provenance,
+                population=Population(
+                    rows=self._index.rows,
+                    numbers=rows,
+                    sample=_combined(terms(plan, sample), weight),
+                ),
+                **parts,
+            )
+            for method, plan, weight in zip(methods, plans, weights, strict=True)
+        }
+
+    def _terms_of(self, stream: _Stream, rows: np.ndarray) -> dict[Key, np.ndarray]:
+        """Every term of some rows, from the chunks they are in."""
+        found: dict[Key, list[np.ndarray]] = {key: [] for key in stream.keys}
+        for start, stop, values in stream.chunks(rows=rows):
+            wanted = rows[(rows >= start) & (rows < stop)] - start
+            for key, value_Rn in values.items():
+                found[key].append(value_Rn[:, wanted])
+        return {key: np.concatenate(parts, 1) for key, parts in found.items()}
+
+
+class _Stream:
+    """Every wanted number of every row, chunk by chunk, all checkpoints side by side."""
+
+    def __init__(self, index: Index, wanted: Sequence[Key], at: Mapping[str, _Query]) -> None:
+        self.keys = list(wanted)
+        self._index, self._at = index, at
+        self._places: dict[str, list[Product]] = {}
+        for place, product in wanted:
+            self._places.setdefault(place, []).append(cast(Product, product))
+
+    def chunks(
+        self, *, sample: int | None = None, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[int, int, dict[Key, np.ndarray]]]:
+        """(first row, row after the last, key -> values [R, n]) in the order of the rows.
+
+        Args:
+            sample: only so many chunks, evenly spaced, as hold about this many rows.
+            rows: only the chunks that hold these.
+        """
+        share = 1.0 if sample is None else min(1.0, sample / self._index.rows)
+        for part in self._index.parts:
+            count = -(-part.rows // part.chunk_rows)
+            numbers = np.arange(count)
+            if share < 1:
+                numbers = np.unique(np.linspace(0, count - 1, max(1, round(share * count))).round().astype(int))
+            if rows is not None:
+                inside = rows[(rows >= part.first) & (rows < part.first + part.rows)] - part.first
+                numbers = np.unique(inside // part.chunk_rows)
+            yield from self._part(part, numbers.tolist())
+
+    def _part(self, part: Part, numbers: Sequence[int]) -> Iterator[tuple[int, int, dict[Key, np.ndarray]]]:
+        import torch
+
+        streams = {}
+        for place, products in self._places.items():
+            asked = list(dict.fromkeys((p.query_at, p.measurement) for p in products))
+            q_RF = torch.cat([self._at[name].gradients[measurement] for name, measurement in asked])
+            kinds: set[Kind] = {product.inner for product in products}
+            streams[place] = (asked, dots(self._index.store(part, place), q_RF, kinds, chunks=numbers))
+        for _ in numbers:
+            values: dict[Key, np.ndarray] = {}
+            start = stop = 0
+            for place, (asked, stream) in streams.items():
+                start, stop, found = next(stream)
+                for product in self._places[place]:
+                    number = asked.index((product.query_at, product.measurement))
+                    all_targets = found[product.inner]
+                    count = len(all_targets) // len(asked)
+                    values[place, product] = all_targets[number * count : (number + 1) * count]
+            yield part.first + start, part.first + stop, values
+
+
+def _combined(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """sum_k w_k term_k, in the order and precision of `Scores.combine`."""
+    first = next(iter(values.values()))
+    out = np.zeros(first.shape)
+    for name, weight in weights.items():
+        out += weight * values[name]
+    return out
+
+
+def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
+    """The models of the index, where they lie now; refuses models that have changed."""
+    records = [dict(record) for record in index.config["checkpoints"]]
+    prints = [record.pop("fingerprint") for record in records]
+    if given is None:
+        found = [Checkpoint(**record) for record in records]
+        base = next((c for c in found if c.name == "base"), None)
+        given = TrainingRun(
+            checkpoints=tuple(c for c in found if c is not base),
+            base=base,
+            quantization=index.config["quantization"],
+        )
+        for checkpoint in found:
+            if not Path(checkpoint.location).exists() and checkpoint.revision is None:
+                raise ModelError(
+                    f"{checkpoint.location} is not there",
+                    expected=f"the model {checkpoint.name} that {index.folder} was built from",
+                    cause="it was moved",
+                    fix="say where it is now with --checkpoints and --base",
+                )
+    now = [*given.checkpoints, *([given.base] if given.base else [])]
+    if len(now) != len(records):
+        raise UsageError(
+            f"{len(now)} models",
+            expected=f"the {len(records)} that the index was built from: {', '.join(r['name'] for r in records)}",
+            fix="give the same --checkpoints and --base, or none",
+        )
+    for checkpoint, record, fingerprint in zip(now, records, prints, strict=True):
+        if checkpoint.fingerprint() != fingerprint:
+            raise ModelError(
+                f"{checkpoint.location} is not the {record['name']} that {index.folder} was built from",
+                expected="the same weights and tokenizer files",
+                cause="it was trained again, or replaced",
+                fix="build the index again, or give the models it was built from",
+            )
+    named = [replace(checkpoint, name=record["name"]) for checkpoint, record in zip(now, records, strict=True)]
+    tuned = len(given.checkpoints)
+    return replace(given, checkpoints=tuple(named[:tuned]), base=named[tuned] if given.base else None)

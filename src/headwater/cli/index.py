@@ -1,0 +1,191 @@
+"""headwater index, headwater index check"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from headwater.cli.options import (
+    ANSWER,
+    COMPUTING,
+    AllowPickle,
+    AsJson,
+    Base,
+    BatchTokens,
+    Checkpoints,
+    CompletionColumn,
+    Device,
+    Dtype,
+    DtypeOption,
+    Eos,
+    Every,
+    EveryOption,
+    IdColumn,
+    Keep,
+    KeepOption,
+    LossOn,
+    LossOnOption,
+    MaxLength,
+    MessagesColumn,
+    Parameters,
+    PromptColumn,
+    QuantizationOption,
+    Quiet,
+    Recompute,
+    Split,
+    Template,
+    TemplateOption,
+    TextColumn,
+    Train,
+    TrustRemoteCode,
+    read_rows,
+    read_run,
+    required,
+    token_format,
+)
+
+
+class Features(StrEnum):
+    float32, float16, int8 = "float32", "float16", "int8"
+
+
+app = typer.Typer(
+    name="index",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Build a gradient index: the passes over the training rows once, then many questions.",
+)
+
+
+@app.callback()
+def index(
+    context: typer.Context,
+    checkpoints: Checkpoints = None,
+    train: Train = None,
+    base: Base = None,
+    every: EveryOption = Every.epoch,
+    quantization: QuantizationOption = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    split: Split = None,
+    prompt_column: PromptColumn = None,
+    completion_column: CompletionColumn = None,
+    messages_column: MessagesColumn = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    template: TemplateOption = Template.auto,
+    loss_on: LossOnOption = LossOn.auto,
+    max_length: MaxLength = 1024,
+    keep: KeepOption = Keep.start,
+    eos: Eos = True,
+    parameters: Parameters = None,
+    dtype: DtypeOption = Dtype.float32,
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    recompute: Recompute = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Numbers kept of each layer: rank x rank. [default: 16]", rich_help_panel=COMPUTING),
+    ] = None,
+    features: Annotated[
+        Features, typer.Option(help="Type of the stored numbers.", rich_help_panel=COMPUTING)
+    ] = Features.float16,
+    chunk_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a chunk, the unit of work.", rich_help_panel=COMPUTING)
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the index, or a URL such as s3://...", rich_help_panel=ANSWER)
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add these rows to a finished index.", rich_help_panel=ANSWER)
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a gradient index: the passes over the training rows once, then many questions.
+
+    headwater trace --index OUT answers from it, with any method of inner products, beta and checkpoint weights.
+    The same command goes on where it was interrupted.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from headwater import progress
+
+    progress.set_quiet(quiet)
+    folder = required(out, "--out")
+    rows = read_rows(
+        train,
+        split=split,
+        prompt_column=prompt_column,
+        completion_column=completion_column,
+        messages_column=messages_column,
+        text_column=text_column,
+        id_column=id_column,
+        template=template,
+    )
+    run = read_run(
+        checkpoints,
+        base=base,
+        every=every,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    from headwater.attribution.building import build_index
+    from headwater.attribution.compute import Compute
+
+    built = build_index(
+        run,
+        rows,
+        out=folder,
+        format=token_format(loss_on, max_length, keep, eos),
+        compute=Compute(
+            parameters=tuple(parameters or ()),
+            dtype=dtype.value,
+            device=device,
+            batch_tokens=batch_tokens,
+            recompute=recompute,
+            rank=rank,
+        ),
+        features=features.value,
+        chunk_rows=chunk_rows,
+        append=append,
+    )
+    typer.echo(
+        f"{built.folder}: {built.rows:,} rows, {len(built.checkpoints)} checkpoints ({', '.join(built.checkpoints)}), "
+        f"{built.columns:,} numbers a row and checkpoint as {built.features}, {built.bytes() / 1e6:,.1f} MB."
+    )
+
+
+@app.command()
+def check(
+    folder: Annotated[str, typer.Argument(help="Folder or URL of the index.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a whole index and compare every checksum; damaged files are named with their rows."""
+    from headwater import progress
+    from headwater.errors import RunError
+    from headwater.index.manifest import Index
+
+    progress.set_quiet(quiet)
+    opened = Index.open(folder)
+    with progress.bar("Checking rows", opened.rows * len(opened.checkpoints)) as bar:
+        problems = opened.check(bar.advance)
+    if as_json:
+        record = {"rows": opened.rows, "checkpoints": opened.checkpoints, "problems": problems}
+        typer.echo(json.dumps(record, ensure_ascii=False))
+    elif not problems:
+        typer.echo(f"{opened.folder} is whole: {opened.rows:,} rows, {len(opened.checkpoints)} checkpoints.")
+    if problems:
+        for problem in problems if not as_json else ():
+            typer.echo(problem)
+        raise RunError(
+            f"{len(problems)} damaged or missing files in {opened.folder}",
+            expected="files as they were written",
+            cause="a disk or copy that failed",
+            fix="remove manifest.json and run the headwater index command again: it makes the damaged chunks anew",
+        )

@@ -1,0 +1,282 @@
+"""What an index holds: its parts, its layers, its rows. The folder is described in FORMAT.md.
+
+Shapes: N rows of all parts together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from io import BytesIO
+from typing import Any, Self
+
+import numpy as np
+
+from headwater.errors import RunError
+from headwater.examples import Encoded, Example, Examples
+from headwater.index.folder import Folder
+from headwater.index.store import CheckpointStore, FeatureType, Place, Shape
+
+MANIFEST, ROWS, FORMAT = "manifest.json", "rows.parquet", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedLayer:
+    """One layer's shape before and after the projection."""
+
+    name: str
+    in_features: int
+    out_features: int
+    rank_in: int
+    rank_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows that were added together.
+
+    Attributes:
+        name: of its folder in parts/. first: number of its first row among all rows.
+        train: name, fingerprint and prompt template of the training data. kind: of its rows.
+    """
+
+    name: str
+    first: int
+    rows: int
+    chunk_rows: int
+    train: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """A finished index.
+
+    Attributes:
+        checkpoints: names; the last one may be "base".
+        config: what was asked for when the first part was made: models with fingerprints, token format, gradients.
+        layers: in the order of the columns.
+        features: type of the stored numbers.
+    """
+
+    folder: Folder
+    config: Mapping[str, Any]
+    layers: tuple[IndexedLayer, ...]
+    features: FeatureType
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def open(cls, place: Place) -> Self:
+        """Opens a finished index.
+
+        Raises:
+            RunError: there is none, or it was made by another version.
+        """
+        folder = place if isinstance(place, Folder) else Folder(place)
+        if not folder.exists(MANIFEST):
+            raise RunError(
+                f"{folder} holds no finished index",
+                expected=f"a folder with {MANIFEST}",
+                cause="the build was interrupted" if folder.exists("parts") else "another folder",
+                fix="run the headwater index command again: it goes on where it stopped"
+                if folder.exists("parts")
+                else "build one with headwater index",
+            )
+        try:
+            manifest = json.loads(folder.read_bytes(MANIFEST))
+            if manifest["format"] != FORMAT:
+                raise RunError(
+                    f"{folder}/{MANIFEST}: format {manifest['format']}",
+                    expected=f"format {FORMAT}",
+                    cause="an index of another version of headwater",
+                    fix="build it again",
+                )
+            return cls(
+                folder=folder,
+                config=manifest["config"],
+                layers=tuple(IndexedLayer(**layer) for layer in manifest["layers"]),
+                features=manifest["features"],
+                parts=tuple(Part(**part) for part in manifest["parts"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{folder}/{MANIFEST} cannot be read ({type(error).__name__}: {error})",
+                expected="the manifest of a headwater index",
+                fix="build the index again",
+            ) from None
+
+    def save(self) -> None:
+        """Writes the manifest: from now on the index exists, with all its parts."""
+        record = {
+            "format": FORMAT,
+            "config": self.config,
+            "layers": [asdict(layer) for layer in self.layers],
+            "features": self.features,
+            "parts": [asdict(part) for part in self.parts],
+        }
+        self.folder.write_whole(MANIFEST, json.dumps(record, indent=1, ensure_ascii=False).encode())
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints, the base included."""
+        return [checkpoint["name"] for checkpoint in self.config["checkpoints"]]
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def columns(self) -> int:
+        """F: features of a row at one checkpoint."""
+        return sum(layer.rank_in * layer.rank_out for layer in self.layers)
+
+    def shape(self, part: Part) -> Shape:
+        return Shape(part.rows, part.chunk_rows, sizes(self.layers), self.features)
+
+    def store(self, part: Part, checkpoint: str) -> CheckpointStore:
+        """The gradients of a part at a checkpoint.
+
+        Raises:
+            RunError: missing, damaged or of another shape than the manifest says.
+        """
+        store = CheckpointStore.open(self.part_folder(part.name), checkpoint)
+        if store.shape != self.shape(part):
+            raise RunError(
+                f"{store.folder} has another shape than {MANIFEST} says",
+                expected=f"{part.rows} rows of {self.columns} features",
+                cause="a part that was replaced by hand",
+                fix="build the index again",
+            )
+        return store
+
+    def part_folder(self, name: str) -> Folder:
+        return part_folder(self.folder, name)
+
+    def check(self, advance: Callable[[int], None] | None = None) -> list[str]:
+        """Reads everything and compares the checksums; returns what is wrong, a line for each file. Calls `advance`
+        with the number of rows of a checkpoint that were read."""
+        problems: list[str] = []
+        for part in self.parts:
+            try:
+                count = len(self.examples(range(part.first, part.first + part.rows)))
+                if count != part.rows:
+                    problems.append(f"{self.part_folder(part.name)}/{ROWS}: {count} of {part.rows} rows")
+            except RunError as error:
+                problems.append(error.got)
+            for name in self.checkpoints:
+                try:
+                    store = self.store(part, name)
+                except RunError as error:
+                    problems.append(error.got)
+                    continue
+                problems += store.check(None if advance is None else partial(_advance, advance, part.chunk_rows))
+        return problems
+
+    def bytes(self) -> int:
+        """Bytes of all stores."""
+        return sum(self.store(part, name).bytes() for part in self.parts for name in self.checkpoints)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies rows, models and projection."""
+        from headwater.run import digest
+
+        return digest(self.folder.read_bytes(MANIFEST))
+
+    def examples(self, rows: Iterable[int] | None = None) -> Examples:
+        """The training rows, or those of the given numbers, in order.
+
+        Raises:
+            RunError: rows.parquet is missing or damaged.
+        """
+        wanted = None if rows is None else np.unique(np.fromiter(rows, np.int64))
+        found: list[Example] = []
+        for part in self.parts:
+            chosen = None
+            if wanted is not None:
+                chosen = wanted[(wanted >= part.first) & (wanted < part.first + part.rows)] - part.first
+            found += _read_rows(self.part_folder(part.name), chosen)
+        first = self.parts[0].train
+        return Examples(found, name=first["name"], template=first["template"])
+
+    def lengths(self) -> tuple[float, ...]:
+        """Tokens of short, middling and long rows of the first part."""
+        table = _table(self.part_folder(self.parts[0].name), ["tokens"])
+        return tuple(float(x) for x in np.quantile(table.column("tokens").to_numpy(), [0.1, 0.5, 0.9]))
+
+
+def _advance(advance: Callable[[int], None], chunk_rows: int, chunks: int) -> None:
+    advance(chunks * chunk_rows)
+
+
+def sizes(layers: Sequence[IndexedLayer]) -> tuple[tuple[str, int], ...]:
+    """Name and number of features of each layer."""
+    return tuple((layer.name, layer.rank_in * layer.rank_out) for layer in layers)
+
+
+def part_folder(folder: Folder, name: str) -> Folder:
+    return folder.child("parts").child(name)
+
+
+def write_rows(folder: Folder, train: Examples, encoded: Sequence[Encoded]) -> None:
+    """Writes rows.parquet: what each row is, and how many tokens it has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    columns: dict[str, Any] = {
+        "row": np.arange(len(train), dtype=np.int64),
+        "tokens": np.array([one.length for one in encoded], np.int32),
+        "targets": np.array([one.targets for one in encoded], np.int32),
+    }
+    for name in ("id", "source", "content_hash", "kind"):
+        columns[name] = [getattr(row, name) for row in train]
+    for name in ("prompt", "completion", "metadata"):
+        columns[name] = [json.dumps(_plain(getattr(row, name)), ensure_ascii=False, default=str) for row in train]
+    pq.write_table(pa.table(columns), sink, row_group_size=16384)
+    folder.write_whole(ROWS, sink.getvalue().to_pybytes())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _table(folder: Folder, columns: list[str] | None = None) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(BytesIO(folder.read_bytes(ROWS)), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(
+            f"{folder}/{ROWS} cannot be read ({str(error).splitlines()[0][:100]})",
+            expected="the rows of the index",
+            fix="build this index again",
+        ) from None
+
+
+def _read_rows(folder: Folder, rows: np.ndarray | None) -> list[Example]:
+    table = _table(folder)
+    if rows is not None:
+        table = table.take(rows)
+    return [
+        Example(
+            id=record["id"],
+            source=record["source"],
+            content_hash=record["content_hash"],
+            kind=record["kind"],
+            prompt=_content(record["prompt"]),
+            completion=_content(record["completion"]),
+            metadata=json.loads(record["metadata"]),
+        )
+        for record in table.to_pylist()
+    ]
+
+
+def _content(text: str) -> Any:
+    value = json.loads(text)
+    return tuple(value) if isinstance(value, list) else value

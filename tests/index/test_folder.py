@@ -1,0 +1,123 @@
+"""Folders: the same on this machine and on an fsspec URL; failures are one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from headwater.errors import HeadwaterError, RunError, UsageError
+from headwater.index.folder import Folder
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return Folder("memory://bucket/index")
+    return Folder(tmp_path / "index" if request.param == "path" else f"file://{tmp_path}/index")
+
+
+def test_files(folder: Folder) -> None:
+    assert not folder.exists() and not folder.exists("a") and folder.names() == [] and folder.sizes() == {}
+    folder.write_whole("config.json", b"{}")
+    folder.write_whole("parts/000/rows", b"abc")
+    folder.write_whole("parts/000/rows", b"abcd")
+    folder.child("parts").child("001").write_whole("rows", b"")
+    assert folder.exists() and folder.exists("parts") and folder.exists("parts/000/rows")
+    assert folder.names() == ["config.json", "parts"]
+    assert folder.child("parts").names() == ["000", "001"]
+    assert folder.sizes() == {"config.json": 2, "parts/000/rows": 4, "parts/001/rows": 0}
+    assert folder.child("parts").sizes() == {"000/rows": 4, "001/rows": 0}
+    assert folder.read_bytes("parts/000/rows") == folder.mapped("parts/000/rows").tobytes() == b"abcd"
+    assert folder.mapped("parts/001/rows").size == 0
+    assert str(folder.child("parts")) == f"{folder}/parts"
+    with pytest.raises(RunError, match="config is missing"):
+        folder.read_bytes("config")
+    with pytest.raises(RunError, match="config is missing"):
+        folder.mapped("config")
+
+
+def test_what_is_mapped_can_be_written_to_without_changing_the_file(folder: Folder) -> None:
+    folder.write_whole("a", b"abcd")
+    folder.mapped("a")[0] = 0
+    assert folder.read_bytes("a") == b"abcd"
+
+
+def test_listing_is_never_stale(folder: Folder) -> None:
+    folder.write_whole("a", b"1")
+    assert folder.names() == ["a"]
+    Folder(folder.url).write_whole("b", b"2")
+    assert folder.names() == ["a", "b"] and set(folder.sizes()) == {"a", "b"}
+
+
+def test_only_local_folders_have_a_path(folder: Folder) -> None:
+    if folder.is_local:
+        assert folder.path.name == "index"
+    else:
+        with pytest.raises(UsageError, match="is remote"):
+            _ = folder.path
+
+
+def test_zarr_store(folder: Folder) -> None:
+    import zarr
+
+    zarr.create_group(folder.zarr_store(read_only=False), attributes={"a": 1})
+    assert zarr.open_group(folder.zarr_store(), mode="r").attrs["a"] == 1
+    assert folder.names() == ["zarr.json"]
+
+
+@pytest.mark.parametrize(
+    ("url", "match"), [("nowhere://x", "Protocol not known: nowhere"), ("s3://x/y", "not installed .Install s3fs")]
+)
+def test_protocols_that_cannot_be_used(url: str, match: str) -> None:
+    if url.startswith("s3") and _has_s3fs():
+        pytest.skip("s3fs is installed")
+    with pytest.raises(UsageError, match=match) as caught:
+        Folder(url)
+    assert "\n" not in str(caught.value)
+
+
+def _has_s3fs() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("s3fs") is not None
+
+
+def test_failures_of_this_machine_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    inside_a_file = Folder(tmp_path / "file")
+    with pytest.raises(RunError, match=r"file/a cannot be written"):
+        inside_a_file.write_whole("a", b"")
+    with pytest.raises(RunError, match=r"file/a cannot be read .Not a directory"):
+        inside_a_file.read_bytes("a")
+    with pytest.raises(RunError, match="Is a directory"):
+        Folder(tmp_path.parent).read_bytes(tmp_path.name)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), Exception("no credentials\nat all")])
+def test_failures_of_remote_storage_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    folder = Folder("memory://bucket/other")
+    for name in ("cat_file", "pipe_file", "find", "ls", "exists"):
+        monkeypatch.setattr(MemoryFileSystem, name, fail)
+    for call in (
+        lambda: folder.read_bytes("a"),
+        lambda: folder.mapped("a"),
+        lambda: folder.write_whole("a", b""),
+        folder.sizes,
+        folder.names,
+        folder.exists,
+    ):
+        with pytest.raises(HeadwaterError, match=r"memory://bucket/other.*(Permission denied|no credentials at all)"):
+            call()
+
+
+def test_a_bug_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        Folder(tmp_path).write_whole("a", 3)  # type: ignore[arg-type]
