@@ -84,8 +84,8 @@ def main() -> None:
 
 def render(result: dict[str, object]) -> str:
     lines = [
-        f"{result['rows']} rows, {result['queries']} queries; {result['date']}. Means over queries; Spearman correlation "
-        "and shared part of the first 20 rows are with the exact scores.",
+        f"{result['rows']} rows, {result['queries']} queries; {result['date']}. Means over queries; Spearman "
+        "correlation and shared part of the first 20 rows are with the exact scores.",
         "",
         "| method | rank | Spearman | first 20 shared | AUC | average precision |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -180,7 +180,7 @@ def test_appended_rows_answer_as_if_built_at_once(run_folder: Path, tmp_path: Pa
         one = hw.trace_index(grown, QUERIES, methods=[hw.DDA(beta=0.2)], limit=keep)["dda"]
         two = hw.trace_index(at_once, QUERIES, methods=[hw.DDA(beta=0.2)], limit=keep)["dda"]
         np.testing.assert_allclose(one.values, two.values, atol=1e-3 * np.abs(two.values).max())
-    with pytest.raises(hw.RunError, match="in .* already"):
+    with pytest.raises(hw.RunError, match=r"in .* already"):
         build(run_folder, folder, train=second, append=True)
     with pytest.raises(hw.DataError, match="is in the index already"):
         build(run_folder, folder, train=hw.Examples.from_rows(tiny.FACTS[2:], name="first"), append=True)
