@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -45,11 +46,30 @@ def test_what_is_mapped_can_be_written_to_without_changing_the_file(folder: Fold
     assert folder.read_bytes("a") == b"abcd"
 
 
-def test_listing_is_never_stale(folder: Folder) -> None:
+def test_listing_is_never_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with filesystems that remember listings until they are told to forget."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    remembered: dict[str, Any] = {}
+    for name in ("find", "ls", "exists"):
+        ask = getattr(MemoryFileSystem, name)
+
+        def answer(self: Any, path: str, name: str = name, ask: Any = ask, **options: Any) -> Any:
+            key = f"{name} {path}"
+            if key not in remembered:
+                remembered[key] = ask(self, path, **options)
+            return remembered[key]
+
+        monkeypatch.setattr(MemoryFileSystem, name, answer)
+    monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda *_: remembered.clear())
+    folder = Folder("memory://bucket/stale")
+    assert (folder.exists("a"), folder.names(), folder.sizes()) == (False, [], {})
     folder.write_whole("a", b"1")
-    assert folder.names() == ["a"]
-    Folder(folder.url).write_whole("b", b"2")
-    assert folder.names() == ["a", "b"] and set(folder.sizes()) == {"a", "b"}
+    assert folder.exists("a")
+    folder.write_whole("b", b"")
+    assert folder.names() == ["a", "b"]
+    folder.write_whole("c", b"")
+    assert folder.sizes() == {"a": 1, "b": 0, "c": 0}
 
 
 def test_only_local_folders_have_a_path(folder: Folder) -> None:

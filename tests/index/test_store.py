@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -427,6 +428,24 @@ def test_writer_raises_at_the_next_put(tmp_path: Path, monkeypatch: pytest.Monke
             puts += 1
             time.sleep(0.001)
     assert puts < 1000 and calls == [0]
+
+
+def test_nothing_is_written_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, g = CheckpointStore.create(tmp_path, "last", shape(rows=12)), gradients()
+    waiting, write = threading.Event(), CheckpointStore.write_encoded
+
+    def fail_first(self: Any, chunk: int, *rest: Any) -> None:
+        waiting.wait(10)
+        if chunk == 0:
+            raise RunError("the disk is full", expected="space", fix="make some")
+        write(self, chunk, *rest)
+
+    monkeypatch.setattr(CheckpointStore, "write_encoded", fail_first)
+    with pytest.raises(RunError, match="the disk is full"), Writer(store) as writer:
+        for chunk in range(3):
+            writer.put(chunk, g[:4], torch.zeros(4))
+        waiting.set()
+    assert store.finished() == set()
 
 
 def test_writer_raises_at_the_end(tmp_path: Path) -> None:
