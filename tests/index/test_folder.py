@@ -68,6 +68,7 @@ def test_listing_is_never_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder.exists("a")
     folder.write_whole("b", b"")
     assert folder.names() == ["a", "b"]
+    assert set(folder.sizes()) == {"a", "b"}
     folder.write_whole("c", b"")
     assert folder.sizes() == {"a": 1, "b": 0, "c": 0}
 

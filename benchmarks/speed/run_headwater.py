@@ -1,0 +1,69 @@
+"""headwater on the workload, through its engine."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from workload import RANK, Document, Job, Result, run_tool
+
+from headwater.attribution.building import ChunkGradients
+from headwater.attribution.models import Place
+from headwater.examples import Encoded
+from headwater.gradients.batches import collate
+from headwater.gradients.contraction import side_gradients
+from headwater.gradients.inner import Contractor, Product
+from headwater.gradients.layers import select_layers
+from headwater.gradients.projection import Projection
+from headwater.index.store import CheckpointStore, Shape, Writer
+from headwater.progress import Bar
+
+CPU, PRECISION = torch.device("cpu"), torch.float32
+
+
+def encoded(documents: list[Document]) -> list[Encoded]:
+    return [Encoded(np.asarray(d.input_ids, np.int64), np.asarray(d.loss_mask, bool)) for d in documents]
+
+
+def collect(job: Job) -> Result:
+    """Projected gradients of every document, written to an index."""
+    rows = encoded(job.documents)
+    layers = select_layers(job.model).layers
+    projection = Projection.of(layers, RANK)
+    sizes = tuple((layer.name, layer.features) for layer in projection.layers)
+    shape = Shape(len(rows), len(rows), sizes, "float16")
+    gradients = ChunkGradients(Place(job.model, layers, PRECISION, projection), shape, rows, batch_tokens=2048)
+    with Writer(CheckpointStore.create(job.scratch, "checkpoint", shape)) as writer, gradients.hooks.attached():
+        writer.put(0, *gradients(0, len(rows), Bar(None, 0)))
+    return Result(
+        None, f"rank {RANK} a side, {shape.features} features, float16 in Zarr, its own batches of as many tokens"
+    )
+
+
+def exact(job: Job) -> Result:
+    return scores(job, by_token=False)
+
+
+def per_token(job: Job) -> Result:
+    return scores(job, by_token=True)
+
+
+def scores(job: Job, *, by_token: bool) -> Result:
+    """Dot products of the queries' gradients with the documents'."""
+    rows, sides = encoded(job.documents), encoded(job.queries)
+    hooks = Place(job.model, select_layers(job.model).layers, PRECISION).hooks()
+    lengths = tuple(float(x) for x in np.quantile([row.length for row in rows], [0.1, 0.5, 0.9]))
+    stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=lengths, examples=len(rows))
+    product = Product("loss", "dot", "here")
+    contractor = Contractor({"here": stored}, {"loss": np.eye(len(sides))}, (product,), by_token=by_token)
+    out = np.zeros((len(sides), len(rows)))
+    with hooks.attached():
+        for batch in job.batches:
+            found, _ = contractor(hooks, collate([rows[row] for row in batch], CPU, PRECISION))
+            out[:, batch] = (found[product].sum(2) if by_token else found[product]).numpy()
+    return Result(out, contractor.contraction.sentence() if not by_token else "split by position")
+
+
+if __name__ == "__main__":
+    run_tool("headwater", version("headwater"), {"collect": collect, "exact8": exact, "pertoken": per_token})
