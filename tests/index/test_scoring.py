@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any, get_args
 
@@ -130,26 +129,6 @@ def test_tiles_and_blocks_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyP
     q = queries(store, targets)
     agree(scored(store, q), naive(store, q))
     agree(scored(store, q, {"layer_cosine"}), naive(store, q))
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_threads_change_nothing_and_leave_torch_as_it_was(tmp_path: Path) -> None:
-    store = made(tmp_path, "float16", "runs", 20)
-    q = queries(store)
-    alone = scored(store, q)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        together = scored(store, q)
-        counts = [torch.get_num_threads()]
-        thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-    finally:
-        torch.set_num_threads(before)
-    assert counts == [3, 3]
-    for kind in KINDS:
-        np.testing.assert_array_equal(alone[kind], together[kind])
 
 
 def test_chunks_come_in_the_order_asked_for(tmp_path: Path) -> None:

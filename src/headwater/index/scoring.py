@@ -9,19 +9,18 @@ products < q_rl, u_il >. Where the layer cosine alone is asked for, of features 
 whole rows: 1/L < (q_rl / |q_rl|)_l, u_i >.
 
 What limits a pass is reading the features once. Rows are taken in tiles that stay in the second-level cache: widened
-to float32 there, multiplied (sums in float32), forgotten. With several threads each takes its own rows, in its own
-tiles.
+to float32 there, multiplied (sums in float32), forgotten. Threads are torch's own, within each operation; threads of
+our own with tiles of their own were measured slower, with a free machine and with a busy one.
 
 Shapes: R targets, L layers, S features of a layer, F of all layers, n rows, T tiles, P partial products.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Barrier, local
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -37,8 +36,6 @@ TILE, TILE_MOST, PARTIALS = 2**18, 2**21, 2**20
 """float32 numbers: of a tile (1 MiB, measured best for few targets), of a tile at most, of the partials kept."""
 WIDE = 32
 """From this many targets on, rows times targets is faster than targets times rows, and tiles have more rows."""
-THREADS = 8
-"""More do not help: reading memory is the limit."""
 
 
 def dots(
@@ -50,8 +47,7 @@ def dots(
 ) -> Iterator[tuple[int, int, dict[Kind, np.ndarray]]]:
     """Streams the chunks of a store, reading the next one ahead.
 
-    Uses as many threads as torch does (`torch.set_num_threads`), each with its own rows. The sums of the result depend
-    on the chunks' and tiles' sizes as float32 sums do: by about 1e-7 of the largest.
+    Scores depend on how the rows are cut as sums in float32 do: by about 1e-7 of the size of what is summed.
 
     Args:
         q_RF: the targets' projected gradients, in the order of the store's columns.
@@ -83,28 +79,19 @@ def dots(
 def _stream(
     store: CheckpointStore, kernel: _Kernel, chunks: Iterable[int]
 ) -> Iterator[tuple[int, int, dict[Kind, np.ndarray]]]:
-    with ExitStack() as stack:
-        reader = stack.enter_context(ThreadPoolExecutor(1, "index-reader"))
-        workers = stack.enter_context(_single_threaded(kernel.threads)) if kernel.threads > 1 else None
-        numbers = iter(chunks)
-        ahead = [reader.submit(store.read, number) for number in [next(numbers, None)] if number is not None]
+    def read(number: int) -> Chunk:
+        chunk = store.read(number)
+        # touches every page: the disk and the page faults are waited for here, not while scoring
+        chunk.features.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
+        return chunk
+
+    numbers = iter(chunks)
+    with ThreadPoolExecutor(1, "index-reader") as reader:
+        ahead = [reader.submit(read, number) for number in [next(numbers, None)] if number is not None]
         while ahead:
             chunk = ahead.pop().result()
-            ahead = [reader.submit(store.read, number) for number in [next(numbers, None)] if number is not None]
-            yield chunk.start, chunk.stop, kernel(chunk, workers)
-
-
-def _single_threaded(threads: int) -> Executor:
-    """Threads in which torch's operations do not start threads of their own; elsewhere torch is as before."""
-    import torch
-
-    before, met = torch.get_num_threads(), Barrier(threads + 1)
-    pool = ThreadPoolExecutor(threads, "index-scorer", initializer=torch.set_num_threads, initargs=(1,))
-    for _ in range(threads):
-        pool.submit(met.wait)
-    met.wait()
-    torch.set_num_threads(before)  # the number is one per thread, except for threads that start later
-    return pool
+            ahead = [reader.submit(read, number) for number in [next(numbers, None)] if number is not None]
+            yield chunk.start, chunk.stop, kernel(chunk)
 
 
 @dataclass(frozen=True)
@@ -132,10 +119,21 @@ def _groups(layers: tuple[tuple[str, int], ...], offsets: tuple[int, ...]) -> li
     ]
 
 
+@dataclass(frozen=True)
+class _Views:
+    """The buffers seen as `tiles` tiles of `rows` rows: a tile, its groups' columns, where the products of each tile
+    and group go, and all products. Making them takes as long as using them."""
+
+    tile_nF: torch.Tensor
+    u_LnS: list[torch.Tensor]
+    results: list[tuple[torch.Tensor, ...]]
+    p_TLRn: torch.Tensor
+
+
 class _Kernel:
     """Query gradients made ready for the rows of a store.
 
-    Each target is divided by its length, which comes back at the end. Each thread keeps its buffers.
+    Each target is divided by its length, which comes back at the end.
     """
 
     def __init__(self, shape: Shape, q_RF: torch.Tensor, kinds: set[Kind], device: str | torch.device) -> None:
@@ -168,74 +166,70 @@ class _Kernel:
             q_LRS = q_RF.contiguous().as_strided(sides, (group.step, shape.features, 1), group.offset)
             self._batches.append((group, q_LRS.float().contiguous().to(self._device)))
 
-        cpu = self._device.type == "cpu"
-        self.threads = min(torch.get_num_threads(), THREADS) if cpu else 1
-        scale = 1 if cpu else 64
+        scale = 1 if self._device.type == "cpu" else 64
         rows = min(max(scale * TILE // shape.features, 2 * self._targets), scale * TILE_MOST // shape.features)
         per_row = len(self._order) * self._targets
-        self._tile = min(max(4, min(rows, 4 * scale * PARTIALS // per_row)), shape.chunk_rows)
-        blocks = -(-shape.chunk_rows // (self.threads * self._tile))
-        self._tiles = max(1, min(blocks, scale * PARTIALS // (per_row * self._tile)))
-        self._buffers = local()
+        self._rows = min(max(4, min(rows, 4 * scale * PARTIALS // per_row)), shape.chunk_rows)  # of a tile
+        self._tiles = max(1, min(-(-shape.chunk_rows // self._rows), scale * PARTIALS // (per_row * self._rows)))
+        self._tile = torch.empty(self._rows * shape.features, device=self._device)
+        self._products = torch.empty(self._tiles * self._rows * per_row, device=self._device)
+        self._widens = shape.dtype != "float32" or self._device.type != "cpu"
+        self._views: dict[tuple[int, int], _Views] = {}
 
-    def __call__(self, chunk: Chunk, workers: Executor | None) -> dict[Kind, np.ndarray]:
-        rows = chunk.stop - chunk.start
-        out: dict[Kind, np.ndarray] = {kind: np.empty((self._targets, rows), np.float32) for kind in self._kinds}
-        share = -(-rows // (self.threads * self._tile)) * self._tile
-        spans = [(start, min(start + share, rows)) for start in range(0, rows, share)]
-        if workers is None:
-            for span in spans:
-                self._span(chunk, *span, out)
-        else:
-            for done in [workers.submit(self._span, chunk, *span, out) for span in spans]:
-                done.result()
-        return out
-
-    def _span(self, chunk: Chunk, start: int, stop: int, out: dict[Kind, np.ndarray]) -> None:
-        """Scores rows start to stop of a chunk: blocks of whole tiles, and one shorter tile for what is left."""
+    def __call__(self, chunk: Chunk) -> dict[Kind, np.ndarray]:
+        """Scores the rows of a chunk: blocks of whole tiles, and one shorter tile for what is left."""
         import torch
 
-        if not hasattr(self._buffers, "tile"):  # of this thread
-            partials = self._tiles * self._tile * len(self._order) * self._targets
-            self._buffers.tile = torch.empty(self._tile * self._shape.features, device=self._device)
-            self._buffers.partials = torch.empty(partials, device=self._device)
-        features = torch.from_numpy(chunk.features)
-        while start < stop:
-            rows = min(self._tile, stop - start)
-            tiles = min(self._tiles, (stop - start) // rows)
-            p_TLRn = self._partials(features, start, rows, tiles, self._buffers.tile, self._buffers.partials)
+        total = chunk.stop - chunk.start
+        out: dict[Kind, np.ndarray] = {kind: np.empty((self._targets, total), np.float32) for kind in self._kinds}
+        features, start = torch.from_numpy(chunk.features), 0
+        while start < total:
+            rows = min(self._rows, total - start)
+            tiles = min(self._tiles, (total - start) // rows)
+            p_TLRn = self._partials(features, start, rows, tiles)
             self._sum(chunk, start, start + tiles * rows, p_TLRn, out)
             start += tiles * rows
+        return out
 
-    def _partials(
-        self, features: torch.Tensor, start: int, rows: int, tiles: int, tile: torch.Tensor, partials: torch.Tensor
-    ) -> torch.Tensor:
+    def _partials(self, features: torch.Tensor, start: int, rows: int, tiles: int) -> torch.Tensor:
         """< q_rl, u_il > [T, L, R, n] for tiles of rows, before any length or scale; layers in the groups' order."""
         import torch
 
-        shape, layers = self._shape, len(self._order)
-        tile_nF = tile[: rows * shape.features].view(rows, shape.features)
-        sides = (rows, self._targets) if self._wide else (self._targets, rows)
-        p = partials[: tiles * layers * rows * self._targets].view(tiles, layers, *sides)
-        for number in range(tiles):
+        views = self._views.get((rows, tiles))
+        if views is None:  # few: whole blocks, and what is left of whole chunks and of the last
+            views = self._views[rows, tiles] = self._viewed(rows, tiles)
+        u_LnS = views.u_LnS
+        for number, results in enumerate(views.results):
             first = start + number * rows
-            u_nF = features[first : first + rows]
-            if u_nF.dtype == torch.float32 and self._device.type == "cpu":
-                tile_nF = u_nF
+            if self._widens:  # crosses over in the stored type, widens there
+                views.tile_nF.copy_(features[first : first + rows].to(self._device))
             else:
-                tile_nF.copy_(u_nF.to(self._device))  # crosses over in the stored type, widens there
-            begin = 0
-            for group, q_LRS in self._batches:
-                count = len(group.numbers)
-                strides = (group.step, shape.features, 1)
-                u_LnS = tile_nF.as_strided((count, rows, group.size), strides, tile_nF.storage_offset() + group.offset)
-                result = p[number, begin : begin + count]
+                u_LnS = self._layered(features[first : first + rows])
+            for (_, q_LRS), u, result in zip(self._batches, u_LnS, results, strict=True):
                 if self._wide:
-                    torch.bmm(u_LnS, q_LRS.mT, out=result)
+                    torch.bmm(u, q_LRS.mT, out=result)
                 else:
-                    torch.bmm(q_LRS, u_LnS.mT, out=result)
-                begin += count
-        return p.mT if self._wide else p
+                    torch.bmm(q_LRS, u.mT, out=result)
+        return views.p_TLRn
+
+    def _viewed(self, rows: int, tiles: int) -> _Views:
+        """The buffers as tiles of so many rows."""
+        layers = len(self._order)
+        tile_nF = self._tile[: rows * self._shape.features].view(rows, -1)
+        sides = (rows, self._targets) if self._wide else (self._targets, rows)
+        p = self._products[: tiles * layers * rows * self._targets].view(tiles, layers, *sides)
+        counts = [len(group.numbers) for group, _ in self._batches]
+        results = [one.split(counts) for one in p]
+        return _Views(tile_nF, self._layered(tile_nF), results, p.mT if self._wide else p)
+
+    def _layered(self, u_nF: torch.Tensor) -> list[torch.Tensor]:
+        """Each group's columns [L, n, S], without a copy."""
+        rows, columns = u_nF.shape
+        first = u_nF.storage_offset()
+        return [
+            u_nF.as_strided((len(g.numbers), rows, g.size), (g.step, columns, 1), first + g.offset)
+            for g, _ in self._batches
+        ]
 
     def _sum(self, chunk: Chunk, start: int, stop: int, p_TLRn: torch.Tensor, out: dict[Kind, np.ndarray]) -> None:
         """Sums the partials of rows start to stop over the layers, weighted as each kind wants it."""
