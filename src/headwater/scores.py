@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ STANDS_OUT = 8.0
 
 FEWEST_ROWS = 20
 """Fewer rows have no rest to stand out of."""
+
+WORDS = "words.json"
+"""Of a saved trace: the words that carry the scores of the first rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,32 @@ class Leaning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One output (or corrected output) of a query, word by word, prompt included.
+
+    Attributes:
+        side: "output" or "corrected".
+        words: text and its part of the score.
+    """
+
+    query: str
+    side: str
+    words: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWords:
+    """The words that carry one score: those of the row add up to it, and so do those of all that was asked.
+
+    Attributes:
+        words: of the row, prompt included: text and its part of the score.
+    """
+
+    words: tuple[tuple[str, float], ...]
+    asked: tuple[Asked, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Population:
     """All the rows, where scores of only some of them were kept.
 
@@ -92,6 +121,7 @@ class Scores:
         leanings: log-probabilities of the outputs under the base and the checkpoints.
         provenance: method and options, fingerprints, versions: all that is needed to do it again.
         population: where only the highest and lowest rows were kept, what all of them look like.
+        words: (number of the target, index of the row) -> its words, of the first rows where they were asked for.
     """
 
     method: str
@@ -104,6 +134,7 @@ class Scores:
     leanings: Sequence[Leaning] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     population: Population | None = None
+    words: Mapping[tuple[int, int], RowWords] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.targets), len(self.train)):
@@ -301,6 +332,9 @@ class Scores:
                 sink,
             )
             write_whole(folder / "sample.parquet", sink.getvalue().to_pybytes())
+        if any(scores.words for scores in methods):
+            record = {scores.method: _words_record(scores) for scores in methods if scores.words}
+            write_whole(folder / WORDS, json.dumps(record, ensure_ascii=False).encode())
         manifest = {
             "format": 1,
             "rows": count,
@@ -369,7 +403,7 @@ class Scores:
                 numbers=table.column("row").to_numpy()[:count],
                 sample=np.stack([sample.column(f"{method}/{target.name}").to_numpy() for target in targets]),
             )
-        return cls.combine(
+        found = cls.combine(
             method,
             terms,
             next(m["weights"] for m in manifest["methods"] if m["name"] == method),
@@ -380,6 +414,10 @@ class Scores:
             provenance=manifest["provenance"],
             population=population,
         )
+        if not (path / WORDS).exists():
+            return found
+        record = json.loads((path / WORDS).read_text("utf-8")).get(method, [])
+        return replace(found, words={(one["target"], one["row"]): _row_words(one) for one in record})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -394,6 +432,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             fix="run the same command again: it goes on where it stopped",
         ) from None
     return manifest
+
+
+def _words_record(scores: Scores) -> list[dict[str, Any]]:
+    return [{"target": r, "row": row} | asdict(words) for (r, row), words in scores.words.items()]
+
+
+def _row_words(record: Mapping[str, Any]) -> RowWords:
+    asked = [Asked(query=a["query"], side=a["side"], words=_pairs(a["words"])) for a in record["asked"]]
+    return RowWords(words=_pairs(record["words"]), asked=tuple(asked))
+
+
+def _pairs(found: Sequence[Sequence[Any]]) -> tuple[tuple[str, float], ...]:
+    return tuple((str(text), float(value)) for text, value in found)
 
 
 def query_record(query: Query) -> dict[str, Any]:

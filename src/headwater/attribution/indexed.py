@@ -50,6 +50,7 @@ def trace_index(
     device: str = "auto",
     max_new_tokens: int = 32,
     limit: int | None = None,
+    words: int = 0,
     out: str | os.PathLike[str] | None = None,
 ) -> dict[str, Scores]:
     """Scores every row of an index for every query. Method name -> scores.
@@ -57,6 +58,7 @@ def trace_index(
     Args:
         index: as `Index.open` gives it.
         run: the models, where they lie elsewhere than when the index was built (their fingerprints are compared).
+        words: of so many first rows, which words carry the score; the models read these rows once more.
         limit: of each target only the `limit` highest and lowest rows, in flat memory; None: all rows.
         out: run directory for the scores.
 
@@ -92,7 +94,7 @@ def trace_index(
         "versions": versions("zarr"),
     }
     with run_directory(out, config) as state:
-        answers = _Trace(index, run, compute, state, limit).run(queries, methods, plans, config)
+        answers = _Trace(index, run, compute, state, limit).run(queries, methods, plans, config, words)
         if out is not None:
             first, *others = answers.values()
             first.save(Path(out), others=others)
@@ -113,9 +115,15 @@ class _Trace:
         self._notes: dict[str, Any] = {}
 
     def run(
-        self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan], config: Mapping[str, Any]
+        self,
+        queries: Sequence[Query],
+        methods: Sequence[Method],
+        plans: Sequence[Plan],
+        config: Mapping[str, Any],
+        words: int,
     ) -> dict[str, Scores]:
         from headwater.attribution.models import Models
+        from headwater.attribution.words import with_words
 
         train = self._index.parts[0].train
         encoder = Encoder(self._run.tokenizer(), TokenFormat(**self._index.config["format"]), train["template"])
@@ -140,9 +148,13 @@ class _Trace:
         stream = _Stream(self._index, list(products), at)
         parts = {"queries": queries, "targets": sides.targets, "leanings": ordered}
         provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
-        if self._limit is None:
-            return self._all(stream, methods, plans, parts, provenance)
-        return self._ends(stream, methods, plans, parts, provenance)
+        answer = self._all if self._limit is None else self._ends
+        answers = answer(stream, methods, plans, parts, provenance)
+        if words:
+            return with_words(
+                answers, plans, words, run=self._run, models=models, encoder=encoder, sides=sides, state=self._state
+            )
+        return answers
 
     def _ask(self, visit: Visit, plans: Sequence[Plan], models: Any, sides: Sides) -> tuple[_Query, list[Leaning]]:
         """Gradients of the targets at one checkpoint, from the state where they were made already."""

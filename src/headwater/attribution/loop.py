@@ -49,6 +49,7 @@ def trace(
     method: Method,
     format: TokenFormat | None = None,
     compute: Compute | None = None,
+    words: int = 0,
     out: str | os.PathLike[str] | None = None,
 ) -> Scores:
     """Scores every training row for every query, by one method.
@@ -58,12 +59,14 @@ def trace(
         method: such as `headwater.DDA()`.
         format: how training turned rows into tokens (loss mask, maximum length, end-of-sequence token).
         compute: layers, precision, device, batch size.
+        words: of so many first rows, which words carry the score: one pass more over them at each checkpoint.
         out: run directory; with it an interrupted trace goes on where it stopped, and the scores are saved.
 
     Raises:
         HeadwaterError: one line for anything that the caller can mend.
     """
-    return trace_all(run, train, queries, methods=[method], format=format, compute=compute, out=out)[method.name]
+    answers = trace_all(run, train, queries, methods=[method], format=format, compute=compute, words=words, out=out)
+    return answers[method.name]
 
 
 def trace_all(
@@ -74,6 +77,7 @@ def trace_all(
     methods: Sequence[Method],
     format: TokenFormat | None = None,
     compute: Compute | None = None,
+    words: int = 0,
     out: str | os.PathLike[str] | None = None,
 ) -> dict[str, Scores]:
     """As `trace`, for several methods at once: what they share is computed once. Method name -> scores."""
@@ -92,7 +96,7 @@ def trace_all(
         tokenizer = run.tokenizer()
         encoder = Encoder(tokenizer, format, train.template)
         loop = _Loop(run, train, tokenizer, encoder, compute, state, config)
-        answers = loop.run(queries, methods, plans)
+        answers = loop.run(queries, methods, plans, words)
         if out is not None:
             first, *others = answers.values()
             first.save(Path(out), others=others)
@@ -176,10 +180,13 @@ class _Loop:
         self.state, self.config = state, config
         self.notes: dict[str, Any] = {}
 
-    def run(self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan]) -> dict[str, Scores]:
+    def run(
+        self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan], words: int
+    ) -> dict[str, Scores]:
         """Scores of every method."""
         from headwater.attribution.models import Models
         from headwater.attribution.passes import Rows
+        from headwater.attribution.words import with_words
 
         encoded = encode_rows(self.encoder, self.train, self.notes)
         self.models = Models(self.run_, self.compute, encoded, self.notes)
@@ -206,6 +213,17 @@ class _Loop:
                 train=self.train,
                 leanings=lean,
                 provenance=dict(self.config) | {"notes": self.notes} | command(),
+            )
+        if words:
+            return with_words(
+                answers,
+                plans,
+                words,
+                run=self.run_,
+                models=self.models,
+                encoder=self.encoder,
+                sides=sides,
+                state=self.state,
             )
         return answers
 

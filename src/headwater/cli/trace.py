@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,7 +54,7 @@ from headwater.cli.options import (
 
 if TYPE_CHECKING:
     from headwater.examples import Query
-    from headwater.scores import Scores
+    from headwater.scores import ScoredRow, Scores
 
 INDEX_DECIDES = (
     "train", "split", "prompt_column", "completion_column", "messages_column", "text_column", "id_column", "template",
@@ -176,6 +177,14 @@ def trace(
         int | None,
         typer.Option(min=1, help="With --index: keep only so many of the first and last rows.", rich_help_panel=ANSWER),
     ] = None,
+    words: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of so many first rows, show which words carry the score: a pass more over them at each checkpoint.",
+            rich_help_panel=ANSWER,
+        ),
+    ] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -247,6 +256,7 @@ def trace(
             methods=methods,
             format=token_format(loss_on, max_length, keep, eos),
             compute=compute,
+            words=words,
             out=out,
         )
     else:
@@ -261,6 +271,7 @@ def trace(
             device=device,
             max_new_tokens=max_new_tokens,
             limit=limit,
+            words=words,
             out=out,
         )
     first, *others = answers.values()
@@ -305,7 +316,7 @@ def answer_record(first: Scores, others: list[Scores], top: int) -> dict[str, An
                     scores.method: {
                         "sentences": scores.sentences(r),
                         "weights": dict(scores.weights),
-                        "top": [vars(row) for row in scores.top(top, target=r)],
+                        "top": [vars(row) | words_of(scores, r, row) for row in scores.top(top, target=r)],
                     }
                     for scores in (first, *others)
                 },
@@ -314,6 +325,12 @@ def answer_record(first: Scores, others: list[Scores], top: int) -> dict[str, An
         ],
         "leanings": [vars(leaning) for leaning in first.leanings],
     }
+
+
+def words_of(scores: Scores, r: int, row: ScoredRow) -> dict[str, Any]:
+    """The words of a row, where they were asked for."""
+    words = scores.words.get((r, row.index))
+    return {} if words is None else asdict(words)
 
 
 def _check_index(context: typer.Context, index: str | None, checkpoints: list[str] | None) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from headwater.gradients.batches import Batch
+from headwater.gradients.by_token import at_positions
 from headwater.gradients.contraction import Contraction, Form, SideGradients
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.measurement import Measurement
@@ -45,6 +46,8 @@ class Contractor:
         products: what to compute.
         form: the only form of contraction to use, where a layer has it; None: the cheapest for each layer and batch.
         by_token: scores of every token of the examples, whose sum is the example's score.
+        squared: squared norms of the measurements' gradients [L, R], by measurement and checkpoint; None: those of
+            M times the sides. Others are given where the targets are parts of a measurement.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Contractor:
         *,
         form: Form | None = None,
         by_token: bool = False,
+        squared: Mapping[tuple[Measurement, str], torch.Tensor] | None = None,
     ) -> None:
         self._names = sorted({product.query_at for product in products})
         sets = [stored[name] for name in self._names]
@@ -63,7 +67,7 @@ class Contractor:
         gram = sets[0].gram_LSS
         self._layers = len(gram)
         self._matrix_RS = {m: torch.from_numpy(matrix).to(gram) for m, matrix in matrices.items()}
-        squared_LR = {
+        squared_LR = squared or {
             (m, name): _squared_norms(matrix, stored[name]) for m, matrix in matrices.items() for name in self._names
         }
         self._inverse_LR = {key: _inverse_norm(squared).to(gram.dtype) for key, squared in squared_LR.items()}
@@ -79,6 +83,8 @@ class Contractor:
         def consume(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> None:
             contract = self.contraction.by_token if self._by_token else self.contraction
             dots, squared_B = contract(number, a_BTI, d_BTO)
+            if self._by_token:
+                dots = [at_positions(one, batch) for one in dots]
             if squared_B is not None:
                 norm_B.add_(squared_B)
             for product, sum_RX in sums.items():

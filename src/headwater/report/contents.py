@@ -21,7 +21,7 @@ from headwater.errors import DataError
 from headwater.examples import Example, Query
 from headwater.report.overlap import fold, pieces, query_words
 from headwater.report.visible import visible
-from headwater.scores import STANDS_OUT, ScoredRow, Scores, robust_deviations
+from headwater.scores import STANDS_OUT, RowWords, ScoredRow, Scores, robust_deviations
 
 BINS = 60
 SEPARATORS = "|~^`§¶\x7f"
@@ -31,6 +31,8 @@ TEXT_BUDGET = 500_000
 SHORTEST, LONGEST = 120, 4000
 QUERY_LONGEST = 2000
 TWINS_NAMED = 12
+WORDS_SHOWN, WORD_LEVELS = 200, 5
+"""Words of a row that are shaded, and how many shades there are."""
 
 
 def page_contents(
@@ -191,7 +193,30 @@ def _answer(
         "found": sum(1 for n in order_N[: len(guilty)].tolist() if n in guilty),
         "best": [entry(row) for row in best],
         "worst": [entry(row) for row in worst],
+        "words": {str(row.index): _words(scores.words[r, row.index]) for row in best if (r, row.index) in scores.words},
     }
+
+
+def _words(words: RowWords) -> dict[str, Any]:
+    """The words of a row and of what was asked, as [text, level]: level 5 is the strongest of them, negative away."""
+    asked = [
+        [f"{one.side}, {visible(one.query)}" if len(words.asked) > 2 else one.side, _levels(one.words)]
+        for one in words.asked
+    ]
+    return {"row": _levels(words.words), "asked": asked}
+
+
+def _levels(words: Sequence[tuple[str, float]]) -> list[list[Any]]:
+    """Words around the strongest, at most WORDS_SHOWN of them."""
+    value_W = np.array([value for _, value in words])
+    strongest = int(np.abs(value_W).argmax())
+    largest = float(np.abs(value_W[strongest])) or 1.0
+    start = max(0, min(strongest - WORDS_SHOWN // 2, len(words) - WORDS_SHOWN))
+    shown = [
+        [visible(text), round(WORD_LEVELS * value / largest)] for text, value in words[start : start + WORDS_SHOWN]
+    ]
+    before, after = start > 0, start + WORDS_SHOWN < len(words)
+    return [["… ", 0]] * before + shown + [[" …", 0]] * after
 
 
 def _bins(score_N: np.ndarray, low: float, high: float) -> list[int]:

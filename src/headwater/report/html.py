@@ -70,6 +70,7 @@ def write_report(
         script=script,
         data=embedded(contents),
         contents=contents,
+        has_words=any(one.words for one in methods),
         first=_first_answer(contents),
         provenance=[(visible(key), visible(value)) for key, value in flattened(_provenance(methods))],
         command=_command(scores.provenance),

@@ -286,6 +286,7 @@
           context.guilty.has(n) && el("span", { class: "badge" }, "culprit"),
           group && el("span", { class: "badge same" }, `×${group.count} identical`)),
         rowText(row, context.words),
+        carrying(answer().words[n], rank),
         group && !again && el("p", { class: "twins" }, "Identical rows: " + group.ids.join(", ") + (group.count > group.ids.length ? `, and ${group.count - group.ids.length} more` : ""))),
       number("score " + (score > 0 ? "positive" : score < 0 ? "negative" : ""), "score", context.format(score)),
       number("", "percentile", ((100 * (total - above)) / total).toFixed(total >= 5000 ? 2 : 1)),
@@ -293,6 +294,15 @@
       context.terms.length > 0 && bars(entry, context),
       ranks.length > 0 && el("dl", { class: "others" }, el("span", { class: "what" }, "rank under other methods"),
         ...ranks.map((r, i) => el("div", {}, el("dt", { title: context.others[i] }, context.others[i]), el("dd", {}, grouped(r))))));
+  }
+
+  // Which words of the row, and of what was asked, carry the score.
+  function carrying(words, rank) {
+    if (!words || state.list !== "best") return null;
+    const shade = ([text, level]) => (level ? el("span", { class: `${level > 0 ? "towards" : "away"}-${Math.abs(level)}` }, text) : text);
+    const line = (name, list) => el("p", {}, el("span", { class: "what" }, name), el("span", { class: "shaded", dir: "auto" }, ...list.map(shade)));
+    return el("details", { class: "carrying", open: rank <= 3 }, el("summary", {}, "Words that carry the score"),
+      line("row", words.row), ...words.asked.map(([name, list]) => line(name, list)));
   }
 
   // Long texts are folded: the end of the prompt and the beginning of the completion stay.

@@ -22,6 +22,8 @@ from headwater.report.visible import visible
 from headwater.scores import STANDS_OUT, Leaning, ScoredRow, Scores
 
 _LINES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
+WORDS_SHOWN, ASKED_SHOWN = 4, 2
+"""Words of a line, and outputs of a query or group, in the terminal; the report shows all."""
 LEANINGS_SHOWN = 8
 """Lines of the leaning table; of more checkpoints, the base and the last ones are shown."""
 
@@ -38,7 +40,27 @@ def answer(scores: Scores, target: int | str = 0, top: int = 20) -> Group:
     leanings = _leaning_table(scores, r)
     if leanings is not None:
         parts += [Text(), leanings]
-    return Group(*parts, Text(), answer_table(scores, r, top))
+    return Group(*parts, Text(), answer_table(scores, r, top), *_words_lines(scores, r, top))
+
+
+def _words_lines(scores: Scores, r: int, top: int) -> list[Text]:
+    """For the first rows the strongest words of the row, and of what was asked."""
+    lines = [Text("\nwords that carry the score, with their parts of it", style="dim")]
+    for row in scores.top(top, target=r):
+        words = scores.words.get((r, row.index))
+        if words is None:
+            continue
+        line = Text(f"{row.rank:>3}  ")
+        asked = [(side.side, side.words) for side in words.asked]
+        for name, found in (("row", words.words), *asked[:ASKED_SHOWN]):
+            strongest = sorted(found, key=lambda word: -abs(word[1]))[:WORDS_SHOWN]
+            numbers = number_format([value for _, value in strongest])
+            line.append(f"{name}: ", "dim")
+            for text, value in strongest:
+                line.append(_safe(text).strip() or repr(text)[1:-1], "bold" if value > 0 else "")
+                line.append(f" {numbers(value)}  ")
+        lines.append(line)
+    return lines if len(lines) > 1 else []
 
 
 def answer_table(
