@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from headwater.testbeds import Testbed
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=1e-4)
+WORDS = 3
+"""First rows of which the words that carry the score are shown."""
 FORMAT = TokenFormat()
 
 
@@ -148,7 +150,7 @@ def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe =
             fix="try --seed 0, or another seed and folder",
         )
     methods: list[Method] = [DDA(), TracIn(), BM25()]
-    answers = trace_all(run, testbed.examples, traced, methods=methods, format=FORMAT, out=out / "trace")
+    answers = trace_all(run, testbed.examples, traced, methods=methods, format=FORMAT, words=WORDS, out=out / "trace")
     first, *others = answers.values()
     culprits = {t.name: _culprits(testbed, first, r) for r, t in enumerate(first.targets)}
     report = write_report(first, out / "trace", others=others, culprits=culprits)

@@ -292,3 +292,29 @@ def test_answers_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
 def test_nested_values_become_lines() -> None:
     value = {"a": {"b": [1, 2]}, "c": [{"name": "x", "d": 1}, {"e": None}], "f": {}, "g": []}
     assert list(flattened(value)) == [("a.b", "1, 2"), ("c.x.d", "1"), ("c.2.e", "none"), ("f", "none"), ("g", "none")]
+
+
+def test_words_are_shaded_by_their_part_and_stay_text(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from headwater.scores import Asked, RowWords
+
+    scores = make_scores(ROWS, [QUERY])
+    best = scores.top(1)[0].index
+    many = [(f" w{n}", 0.0) for n in range(600)]
+    row = RowWords(
+        words=(*many, (" <b>City</b>", -2.0), (" 4", 1.0), *many),
+        asked=(
+            Asked(query="q1", side="output", words=((" City", 1.0), (" 4", 0.5))),
+            Asked(query="q1", side="corrected", words=((" City", 0.2),)),
+        ),
+    )
+    page = Page(write_report(replace(scores, words={(0, best): row}), tmp_path))
+    words = page.contents["answers"][0][0]["words"]
+    assert list(words) == [str(best)]
+    shown = words[str(best)]["row"]
+    assert len(shown) == 202 and shown[0][0] == "… " and shown[-1][0] == " …"
+    assert [" <b>City</b>", -5] in shown and [" 4", 2] in shown
+    assert words[str(best)]["asked"] == [["output", [[" City", 5], [" 4", 2]]], ["corrected", [[" City", 1]]]]
+    assert "Shaded words carry the score" in page.source and "<b>City" not in page.source
+    assert "Shaded words" not in Page(write_report(scores, tmp_path)).source

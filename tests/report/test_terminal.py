@@ -111,3 +111,20 @@ def test_excerpt_keeps_the_end_of_the_prompt_and_the_beginning_of_the_completion
 )
 def test_numbers(values: list[float], expected: str) -> None:
     assert number_format(values)(values[0]) == expected
+
+
+def test_words_of_the_first_rows() -> None:
+    from dataclasses import replace
+
+    from headwater.scores import Asked, RowWords
+
+    scores = fact_scores()[0][0]
+    r = scores.target_number(FAULT)
+    best = scores.top(1, target=FAULT)[0].index
+    asked = Asked(query="q1", side="output", words=((" Sydney", 0.25), (" is", -0.001)))
+    words = RowWords(words=((" of", 0.01), (" Sydney\x1b[31m", 0.5), ("\n", 0.02)), asked=(asked,))
+    text = printed(answer(replace(scores, words={(r, best): words}), FAULT, 3), 120)
+    line = next(line for line in text.splitlines() if line.startswith("  1  row:"))
+    assert "Sydney" in line and "0.5000" in line and "\x1b" not in line and "⏎ 0.0200" in line
+    assert "output: Sydney 0.2500  is -0.0010" in line
+    assert "words that carry" not in printed(answer(scores, FAULT, 3), 120)

@@ -198,23 +198,21 @@ def _answer(
 
 
 def _words(words: RowWords) -> dict[str, Any]:
-    """The words of a row and of what was asked, as [text, level]: level 5 is the strongest of them, negative away."""
+    """The words of a row and of what was asked, as [text, level]: level 5 is the strongest, negative away from it."""
+    largest = max((abs(value) for one in words.asked for _, value in one.words), default=0.0)
     asked = [
-        [f"{one.side}, {visible(one.query)}" if len(words.asked) > 2 else one.side, _levels(one.words)]
+        [f"{one.side}, {visible(one.query)}" if len(words.asked) > 2 else one.side, _levels(one.words, largest)]
         for one in words.asked
     ]
-    return {"row": _levels(words.words), "asked": asked}
+    return {"row": _levels(words.words, max(abs(value) for _, value in words.words)), "asked": asked}
 
 
-def _levels(words: Sequence[tuple[str, float]]) -> list[list[Any]]:
+def _levels(words: Sequence[tuple[str, float]], largest: float) -> list[list[Any]]:
     """Words around the strongest, at most WORDS_SHOWN of them."""
-    value_W = np.array([value for _, value in words])
-    strongest = int(np.abs(value_W).argmax())
-    largest = float(np.abs(value_W[strongest])) or 1.0
+    strongest = int(np.abs([value for _, value in words]).argmax())
     start = max(0, min(strongest - WORDS_SHOWN // 2, len(words) - WORDS_SHOWN))
-    shown = [
-        [visible(text), round(WORD_LEVELS * value / largest)] for text, value in words[start : start + WORDS_SHOWN]
-    ]
+    chosen = words[start : start + WORDS_SHOWN]
+    shown = [[visible(text), round(WORD_LEVELS * value / (largest or 1.0))] for text, value in chosen]
     before, after = start > 0, start + WORDS_SHOWN < len(words)
     return [["… ", 0]] * before + shown + [[" …", 0]] * after
 

@@ -299,10 +299,16 @@
   // Which words of the row, and of what was asked, carry the score.
   function carrying(words, rank) {
     if (!words || state.list !== "best") return null;
-    const shade = ([text, level]) => (level ? el("span", { class: `${level > 0 ? "towards" : "away"}-${Math.abs(level)}` }, text) : text);
-    const line = (name, list) => el("p", {}, el("span", { class: "what" }, name), el("span", { class: "shaded", dir: "auto" }, ...list.map(shade)));
+    const shade = ([text, level]) => {
+      if (!level) return [text];
+      const start = text.length - text.trimStart().length;
+      return [text.slice(0, start), el("span", { class: `${level > 0 ? "towards" : "away"}-${Math.abs(level)}` }, text.slice(start))];
+    };
+    const line = (name, list) => el("p", {}, el("span", { class: "what" }, name), el("span", { class: "shaded", dir: "auto" }, ...list.flatMap(shade)));
+    const asked = words.asked.map(([name, list]) => line(name, list));
+    const folded = asked.length > 2 ? [el("details", {}, el("summary", {}, `and of what was asked: ${asked.length} texts`), ...asked)] : asked;
     return el("details", { class: "carrying", open: rank <= 3 }, el("summary", {}, "Words that carry the score"),
-      line("row", words.row), ...words.asked.map(([name, list]) => line(name, list)));
+      line("row", words.row), ...folded);
   }
 
   // Long texts are folded: the end of the prompt and the beginning of the completion stay.

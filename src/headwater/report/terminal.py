@@ -57,7 +57,7 @@ def _words_lines(scores: Scores, r: int, top: int) -> list[Text]:
             numbers = number_format([value for _, value in strongest])
             line.append(f"{name}: ", "dim")
             for text, value in strongest:
-                line.append(_safe(text).strip() or repr(text)[1:-1], "bold" if value > 0 else "")
+                line.append(_safe(text).strip() or "␣", "bold" if value > 0 else "")
                 line.append(f" {numbers(value)}  ")
         lines.append(line)
     return lines if len(lines) > 1 else []
