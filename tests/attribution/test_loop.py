@@ -304,3 +304,73 @@ def test_base_is_required_where_the_method_needs_it(run_folder: Path) -> None:
     with pytest.raises(hw.UsageError, match="no base model"):
         hw.trace(run, TRAIN, QUERIES, method=hw.DDA())
     assert hw.trace(run, TRAIN, QUERIES, method=hw.DDA(beta=0)).values.shape == (4, 12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-3), ("float32", 3e-3)])
+def test_engines_agree(case: Any, dtype: Any, tolerance: float) -> None:
+    """Differences of losses tend to the dot products of the gradients, of full models and of adapters."""
+    run, _ = case
+    methods = [hw.TracIn(), hw.CEA(), hw.DDA(inner="dot", beta=0.5)]
+    for queries in (QUERIES, QUERIES[2:]):
+        exact = hw.trace_all(run, TRAIN, queries, methods=methods, compute=EXACT)
+        compute = hw.Compute(dtype=dtype, batch_tokens=64, engine="directional")
+        found = hw.trace_all(run, TRAIN, queries, methods=methods, compute=compute)
+        for name, scores in exact.items():
+            near(found[name].values, scores.values, tolerance)
+
+
+def test_auto_engine_takes_the_cheaper_one_and_says_so(run_folder: Path, tmp_path: Path) -> None:
+    run = run_of(run_folder)
+    auto = dataclasses.replace(EXACT, engine="auto")
+    given: dict[str, Any] = {"compute": auto, "out": tmp_path / "one"}
+    one = hw.trace(run, TRAIN, QUERIES[2:], method=hw.TracIn(), **given)
+    assert "engine: directional" in one.provenance["notes"]["engine"]
+    assert "directional would take 2 and gradient about" in one.provenance["notes"]["engine"]
+    again = hw.trace(run, TRAIN, QUERIES[2:], method=hw.TracIn(), **given)
+    assert np.array_equal(one.values, again.values)
+    exact = hw.trace(run, TRAIN, QUERIES[2:], method=hw.TracIn(), compute=EXACT)
+    assert not np.array_equal(one.values, exact.values)
+    queries = [dataclasses.replace(QUERIES[2], id=str(number)) for number in range(8)]
+    many = hw.trace(run, TRAIN, queries, method=hw.TracIn(), compute=auto)
+    assert "engine: gradient;" in many.provenance["notes"]["engine"]
+    assert np.array_equal(many.values, hw.trace(run, TRAIN, queries, method=hw.TracIn(), compute=EXACT).values)
+    cosine = hw.trace(run, TRAIN, QUERIES[2:], method=hw.DDA(beta=0), compute=auto)
+    assert "engine: gradient, which inner product layer_cosine needs" in cosine.provenance["notes"]["engine"]
+
+
+def test_the_directional_engine_refuses_what_it_cannot_do(run_folder: Path) -> None:
+    run = run_of(run_folder)
+    compute = dataclasses.replace(EXACT, engine="directional")
+    for method, why in (
+        (hw.DDA(), "layer_cosine"),
+        (hw.DDA(inner="dot", level="gradient", beta=0.5), "gradient level"),
+    ):
+        with pytest.raises(hw.UsageError, match=f"directional engine with .*{why}"):
+            hw.trace(run, TRAIN, QUERIES, method=method, compute=compute)
+    with pytest.raises(hw.UsageError, match="with bfloat16"):
+        hw.Compute(dtype="bfloat16", engine="directional")
+    with pytest.raises(hw.UsageError, match="with a projection"):
+        hw.Compute(rank=4, engine="directional")
+
+
+def test_a_killed_directional_trace_goes_on(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headwater.run import RunState
+
+    run = run_of(run_folder)
+    compute = dataclasses.replace(EXACT, engine="directional")
+    whole = hw.trace(run, TRAIN, QUERIES, method=hw.CEA(), compute=compute)
+    save, left = RunState.save, 9
+
+    def killed(self: Any, name: str, arrays: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        save(self, name, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hw.trace(run, TRAIN, QUERIES, method=hw.CEA(), compute=compute, out=tmp_path / "out")
+    again = hw.trace(run, TRAIN, QUERIES, method=hw.CEA(), compute=compute, out=tmp_path / "out")
+    assert np.array_equal(again.values, whole.values)

@@ -28,6 +28,9 @@ class Compute:
         contraction: "auto": for each layer and batch the form that costs least; or always one form. All give the
             same number.
         recompute: activation checkpointing: less memory, one more forward pass.
+        engine: "gradient": exact inner products of gradients. "directional": dot products as central differences of
+            losses, two forward passes per query (or group) and checkpoint, without a gradient of any row; to about
+            three digits. "auto": the cheaper of the two, where both can.
     """
 
     parameters: tuple[str, ...] = ()
@@ -40,6 +43,7 @@ class Compute:
     seed: int = 0
     contraction: Literal["auto", "factored", "applied", "materialised"] = "auto"
     recompute: bool = False
+    engine: Literal["gradient", "directional", "auto"] = "gradient"
 
     def __post_init__(self) -> None:
         if self.contraction not in ("auto", "factored", "applied", "materialised"):
@@ -47,6 +51,16 @@ class Compute:
                 f"contraction {self.contraction!r}",
                 expected="auto, factored, applied or materialised",
                 fix="choose one of them",
+            )
+        if self.engine not in ("gradient", "directional", "auto"):
+            raise UsageError(
+                f"engine {self.engine!r}", expected="gradient, directional or auto", fix="choose one of them"
+            )
+        if self.engine == "directional" and (self.rank is not None or self.dtype == "bfloat16"):
+            raise UsageError(
+                "the directional engine with " + ("a projection" if self.rank is not None else "bfloat16"),
+                expected="differences of losses in float32 or float64, which no projection makes smaller",
+                fix="leave --rank out and use --dtype float32, or --engine gradient",
             )
         if self.dtype not in ("float32", "float64", "bfloat16"):
             raise UsageError(

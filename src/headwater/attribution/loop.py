@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +35,7 @@ from headwater.scores import Leaning, Scores, query_record
 if TYPE_CHECKING:
     from headwater.attribution.models import Place
     from headwater.gradients.contraction import Form, SideGradients
+    from headwater.gradients.inner import Product
 
 
 CHUNK_BATCHES = (16, 1)
@@ -258,6 +259,9 @@ class _Loop:
             return place
 
         products = sorted(visit.products)
+        if products and self._directional(visit, sides, loaded):
+            self._differences(visit, products, sides, loaded, done, bar)
+            products = []
         if products or visit.keep_sides:
             blocks = self._blocks(sides, queries, loaded)
             parts: list[tuple[list[int], dict[Any, np.ndarray]]] = []
@@ -296,7 +300,65 @@ class _Loop:
             done[name, plan] = passes.representation_pass(loaded, self.rows, stem, plan, sides, self.state, bar)
         return leanings(name, sides, loaded, self.state)
 
-    def _side_gradients(self, place: Place, sides: Sides) -> SideGradients:
+    def _directional(self, visit: Visit, sides: Sides, loaded: Callable[[], Place]) -> bool:
+        """Whether a visit's products are made as differences of losses; says what either way costs, the first time."""
+        engine = self.compute.engine
+        if engine == "gradient" or self.compute.rank is not None or self.compute.dtype == "bfloat16":
+            return False
+        reasons = [f"inner product {product.inner}" for product in sorted(visit.products) if product.inner != "dot"]
+        if visit.keep_sides or any(product.query_at != visit.checkpoint for product in visit.products):
+            reasons.append("debias at gradient level")
+        if engine == "directional" and reasons:
+            raise UsageError(
+                f"the directional engine with {reasons[0]}",
+                expected="dot products within one checkpoint: differences of losses know no norm of a row's gradient",
+                fix="choose --method tracin, dot, cea or dda-paper, or --inner dot for dda, or use --engine gradient",
+            )
+        kept = self.state.load("engine")
+        if kept is None:
+            from headwater.gradients.contraction import forward_passes
+
+            shapes, lengths = loaded().hooks().shapes, self.rows.typical_lengths
+            gradient = 2 + forward_passes(shapes, lengths, len(sides.encoded), self.models.batch_tokens)
+            kept = {"passes": np.array([gradient, 2.0 * len(sides.output_Q) * len(visit.products)])}
+            self.state.save("engine", kept)
+        gradient, directional = kept["passes"].tolist()
+        chosen = engine == "directional" or (not reasons and directional < gradient)
+        if "engine" not in self.notes:
+            why = f", which {reasons[0]} needs" if reasons else ""
+            self.notes["engine"] = (
+                f"engine: {'directional' if chosen else 'gradient'}{why}; in forward passes over the rows at each "
+                f"checkpoint, directional would take {directional:.0f} and gradient about {gradient:.1f}"
+            )
+            progress.note(self.notes["engine"][0].upper() + self.notes["engine"][1:] + ".")
+        return chosen
+
+    def _differences(
+        self,
+        visit: Visit,
+        products: Sequence[Product],
+        sides: Sides,
+        loaded: Callable[[], Place],
+        done: dict[Key, np.ndarray],
+        bar: progress.Bar,
+    ) -> None:
+        """The products of one checkpoint as differences of losses."""
+        from headwater.attribution import passes
+
+        name = visit.checkpoint
+        share = bar.scaled(1 / (2 * len(sides.output_Q) * len(products)))
+        for product in products:
+
+            def stored() -> SideGradients:
+                return self._side_gradients(loaded(), sides, matrices=True)
+
+            matrix_QS = sides.matrix(product.measurement)[: len(sides.output_Q)]
+            score_QN = passes.directional_pass(
+                loaded, self.rows, f"{name}/directional", product, stored, matrix_QS, self.state, share
+            )
+            done[name, product] = np.stack([score_QN[list(target.members)].sum(0) for target in sides.targets])
+
+    def _side_gradients(self, place: Place, sides: Sides, matrices: bool = False) -> SideGradients:
         from headwater.gradients.contraction import side_gradients
 
         return side_gradients(
@@ -304,8 +366,8 @@ class _Loop:
             sides.encoded,
             batch_tokens=self.models.batch_tokens,
             lengths=self.rows.typical_lengths,
-            memory=self.compute.query_memory,
-            form=self._form,
+            memory=None if matrices else self.compute.query_memory,
+            form="materialised" if matrices else self._form,
             examples=len(self.rows.encoded),
         )
 

@@ -3,7 +3,7 @@
 Each pass goes chunk by chunk; a finished chunk is kept in the run's state, so that a killed run loses at most the
 chunk it was in.
 
-Shapes: R targets, S sides, N examples, B examples of a batch, H hidden size.
+Shapes: Q queries, R targets, S sides, N examples, B examples of a batch, H hidden size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headwater.errors import ModelError, NumericalError
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import Form, SideGradients
-from headwater.gradients.directional import nudged
+from headwater.gradients.directional import nudged, shifted, step_size
 from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.loss import can_slice_logits, losses
 from headwater.gradients.measurement import Measurement, Sides
@@ -154,6 +154,45 @@ def difference_pass(
                 losses_N.append(run_chunks(name, rows, state, _loss_work(place, rows), bar)["loss"])
         error_N, ground_N = losses_N
         out.append(ground_N.astype(np.float64) - error_N)
+    return np.stack(out)
+
+
+def directional_pass(
+    loaded: Loaded,
+    rows: Rows,
+    stem: str,
+    product: Product,
+    stored: Callable[[], SideGradients],
+    matrix_QS: np.ndarray,
+    state: RunState,
+    bar: progress.Bar,
+) -> np.ndarray:
+    """Dot products as central differences of losses along the queries' gradients [Q, N].
+
+    Args:
+        stored: gradients of the sides, as matrices. matrix_QS: the queries' measurements.
+    """
+    out = []
+    for q, weight_S in enumerate(matrix_QS):
+        name = f"{stem}/{product_name(product)}-{q:04d}"
+        size = state.load(f"{name}-step")
+        direction: list[torch.Tensor] | None = None
+        if size is None or not all(finished(f"{name}{sign}", rows, state) for sign in "+-"):
+            place, sides = loaded(), stored()
+            weights = torch.from_numpy(weight_S).to(sides.gram_LSS)
+            direction = [torch.tensordot(weights, layer.matrix(), 1) for layer in sides.layers]
+            size = {"size": np.array([step_size(place.layers, direction)])}
+            state.save(f"{name}-step", size)
+        step = float(size["size"][0])
+        losses_N = []
+        for sign in "+-":
+            if direction is None or step == 0:
+                losses_N.append(run_chunks(f"{name}{sign}", rows, state, None, bar)["loss"] if step else 0.0)
+                continue
+            with shifted(place.layers, direction, step if sign == "+" else -step):
+                losses_N.append(run_chunks(f"{name}{sign}", rows, state, _loss_work(place, rows), bar)["loss"])
+        above_N, below_N = (np.asarray(one, np.float64) for one in losses_N)
+        out.append((above_N - below_N) / (2 * step) if step else np.zeros(rows.count))
     return np.stack(out)
 
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 INDEX_DECIDES = (
     "train", "split", "prompt_column", "completion_column", "messages_column", "text_column", "id_column", "template",
     "loss_on", "max_length", "keep", "eos", "parameters", "dtype", "batch_tokens", "recompute", "rank", "contraction",
+    "engine",
 )  # fmt: skip
 """Options that were settled when an index was built."""
 
@@ -73,6 +74,10 @@ class Inner(StrEnum):
 
 class Level(StrEnum):
     score, gradient = "score", "gradient"
+
+
+class Engine(StrEnum):
+    gradient, directional, auto = "gradient", "directional", "auto"
 
 
 class ContractionForm(StrEnum):
@@ -165,6 +170,13 @@ def trace(
         ContractionForm,
         typer.Option(help="How gradients are multiplied; all give the same number.", rich_help_panel=COMPUTING),
     ] = ContractionForm.auto,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="Exact gradients; or, for dot products, two forward passes per query; or the cheaper one.",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = Engine.gradient,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of a generated output.", rich_help_panel=COMPUTING)
     ] = 32,
@@ -248,6 +260,7 @@ def trace(
             rank=rank,
             contraction=contraction.value,
             recompute=recompute,
+            engine=engine.value,
         )
         answers = trace_all(
             run,

@@ -140,6 +140,11 @@ class LayerGradients:
         assert one is not None
         return one.gram()
 
+    def matrix(self) -> torch.Tensor:
+        """The gradients of the sides [S, O, I]; they must be there as matrices."""
+        assert self.matrices is not None
+        return torch.cat(self.matrices.slices, 1)
+
     @property
     def pairs(self) -> int:
         """U."""
@@ -219,6 +224,17 @@ def cheapest(
     """The form of least cost among `forms`; arguments as in `costs`."""
     table = costs(rows, tokens, shape, sides, pairs, norm=norm)
     return min(forms, key=lambda form: table[form])
+
+
+def forward_passes(shapes: Sequence[tuple[int, int]], lengths: Sequence[float], sides: int, batch_tokens: int) -> float:
+    """What contracting examples of these lengths with `sides` matrices costs, in forward passes of the layers."""
+    shares = []
+    for tokens in lengths:
+        rows = max(1.0, batch_tokens / tokens)
+        found = [costs(rows, tokens, shape, sides, 0, norm=False) for shape in shapes]
+        cheapest_of = sum(min(one["applied"], one["materialised"]) for one in found)
+        shares.append(cheapest_of / (rows * tokens * sum(inputs * outputs for inputs, outputs in shapes)))
+    return sum(shares) / len(shares)
 
 
 def side_bytes(hooks: FactorHooks, side: Encoded) -> int:

@@ -1,5 +1,11 @@
 """The directional engine: scores as differences of losses between two slightly different models.
 
+For any direction v in the weights, in two forward passes over the examples and without a gradient of any of them,
+
+    < v, grad l(z; theta) >  =  ( l(z; theta + e v) - l(z; theta - e v) ) / 2e  +  O(e^2)
+
+which is what a dot-product method needs for the query's gradient v (`shifted`, `step_size`).
+
 The way of the authors of CEA and DDA (status C, their read-me and code): from one checkpoint take a few steps on the
 erroneous outputs (the *error* model) and on the corrected ones (the *ground* model); the score of an example is
 
@@ -25,7 +31,7 @@ from torch import nn
 from headwater.errors import ModelError, UsageError
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate
-from headwater.gradients.layers import Layer
+from headwater.gradients.layers import Layer, inputs_first
 from headwater.gradients.loss import losses
 
 
@@ -93,6 +99,42 @@ def nudged(
                 weight.grad = None
         for parameter, required in others:
             parameter.requires_grad_(required)
+
+
+STEP_LOSS, STEP_WEIGHTS = 0.02, 1e-3
+"""How far a step goes at most: nats by which the query's measurement moves, and share of the weights' norm."""
+
+
+def step_size(layers: tuple[Layer, ...], direction: Sequence[torch.Tensor]) -> float:
+    """The e of a central difference along `direction` (one tensor of each layer's weight); 0 for no direction.
+
+    Small enough that the losses are nearly linear over the step, large enough to stand above their rounding.
+    """
+    squared = float(sum(float(v.double().square().sum()) for v in direction))
+    if squared == 0:
+        return 0.0
+    weights = sum(float(_movable(layer).detach().double().square().sum()) for layer in layers)
+    return float(min(STEP_LOSS / squared, STEP_WEIGHTS * (weights / squared) ** 0.5))
+
+
+@contextmanager
+def shifted(layers: tuple[Layer, ...], direction: Sequence[torch.Tensor], size: float) -> Iterator[None]:
+    """Moves the chosen weights by `size` x `direction`; restores them bit by bit on exit.
+
+    Raises:
+        ModelError: weights that cannot move (quantised).
+    """
+    weights = [_movable(layer) for layer in layers]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for layer, weight, v in zip(layers, weights, direction, strict=True):
+                weight.add_((v.T if inputs_first(layer) else v).to(weight), alpha=size)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
 
 
 def _movable(layer: Layer) -> nn.Parameter:

@@ -148,6 +148,11 @@ def _innermost(module: Any) -> Any:
             return module
 
 
+def inputs_first(layer: Layer) -> bool:
+    """Whether the layer's weight is kept as [I, O] (transformers' Conv1D)."""
+    return not isinstance(_innermost(layer.modules[0]), nn.Linear)
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
