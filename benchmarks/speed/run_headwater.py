@@ -52,7 +52,7 @@ def per_token(job: Job) -> Result:
 def scores(job: Job, *, by_token: bool) -> Result:
     """Dot products of the queries' gradients with the documents'."""
     rows, sides = encoded(job.documents), encoded(job.queries)
-    hooks = Place(job.model, select_layers(job.model).layers, PRECISION).hooks()
+    hooks = Place(job.model, select_layers(job.model).layers, PRECISION).hooks(trim=not by_token)
     lengths = tuple(float(x) for x in np.quantile([row.length for row in rows], [0.1, 0.5, 0.9]))
     stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=lengths, examples=len(rows))
     product = Product("loss", "dot", "here")

@@ -92,7 +92,7 @@ def test_parts_are_those_of_weights_that_act_at_one_position(architecture: str, 
     model = tiny.model(architecture)
     layers = select_layers(model, parameters).layers
     rows, side = tiny.rows(((9, 3), (6, 5))), tiny.rows(((7, 4),), seed=5)[0]
-    hooks = FactorHooks(model, layers, precision=torch.float64)
+    hooks = FactorHooks(model, layers, precision=torch.float64, trim=False)
     stored, squared_L = token_sides(hooks, [side], [-1.0], batch_tokens=100)
     product = Product("loss", "dot", "here")
     contractor = Contractor({"here": stored}, {"loss": np.eye(7)}, (product,), by_token=True)

@@ -41,13 +41,14 @@ class Place:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
-    def hooks(self) -> FactorHooks:
+    def hooks(self, *, trim: bool = True) -> FactorHooks:
         return FactorHooks(
             self.model,
             self.layers,
             precision=self.precision,
             projection=self.projection,
             recompute=self.recompute,
+            trim=trim,
         )
 
 

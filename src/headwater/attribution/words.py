@@ -133,7 +133,9 @@ def _visit(
     for measurement in sorted(needs):
         members, weights = _asked(sides, measurement, r)
         encoded = [sides.encoded[side] for side in members]
-        kept[r, here, measurement] = token_sides(loaded().hooks(), encoded, weights, batch_tokens=batch_tokens)
+        kept[r, here, measurement] = token_sides(
+            loaded().hooks(trim=False), encoded, weights, batch_tokens=batch_tokens
+        )
     if found is None:
         found = {}
         for n, product in enumerate(products):
@@ -171,7 +173,7 @@ def _split(
     )
     row_KT = np.zeros((len(rows), max((one.length for one in encoded), default=1)))
     asked_KU = np.zeros((len(rows), tokens.sides))
-    hooks = place.hooks()
+    hooks = place.hooks(trim=False)
     with hooks.attached():
         for numbers in length_buckets([one.length for one in encoded], batch_tokens):
             batch = collate([encoded[n] for n in numbers], place.device, place.precision)

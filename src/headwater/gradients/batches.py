@@ -1,6 +1,6 @@
 """Rows of tokens to padded tensors.
 
-Shapes: B examples, T input tokens of the longest of them, K targets of all of them.
+Shapes: B examples, T input tokens of the longest of them, K targets of all of them, C of one of them (padded).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Batch:
         place_K: b * T + t of the position that predicts a target. target_K: the token to be predicted there.
         weight_K: 1 / (number of targets of the example), so that the weighted sum of token losses is the mean
             negative log-likelihood of the example's own targets, whatever the batch. Its type is that of the sums.
+        column_BC: the places of each example, padded with its first position. real_BC: False at padding.
     """
 
     input_ids_BT: torch.Tensor
@@ -31,6 +32,8 @@ class Batch:
     place_K: torch.Tensor
     target_K: torch.Tensor
     weight_K: torch.Tensor
+    column_BC: torch.Tensor
+    real_BC: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,10 +60,18 @@ def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype, *
     token = np.concatenate([row.input_ids[at] for row, at in zip(rows, targets, strict=True)])
     weight = np.concatenate([np.full(len(at), 1 / max(1, len(at))) for at in targets])
 
+    most = max(1, *(len(at) for at in targets))
+    column = np.repeat(np.arange(len(rows), dtype=np.int64)[:, None] * longest, most, 1)
+    real = np.zeros((len(rows), most), dtype=bool)
+    for b, at in enumerate(targets):
+        column[b, : len(at)] += at - 1
+        real[b, : len(at)] = True
+
     def moved(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    return Batch(moved(ids), moved(attention), moved(place), moved(token), moved(weight).to(dtype))
+    ends = moved(place), moved(token), moved(weight).to(dtype)
+    return Batch(moved(ids), moved(attention), *ends, moved(column), moved(real))
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -51,6 +51,7 @@ def token_sides(
     """The gradient of a weighted sum of losses, token by token.
 
     Args:
+        hooks: without trimming, so that every position is seen.
         weights: of each side's loss.
 
     Returns:

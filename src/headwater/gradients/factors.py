@@ -22,6 +22,7 @@ from headwater.gradients.batches import Batch
 from headwater.gradients.layers import Layer
 from headwater.gradients.loss import head_of, losses
 from headwater.gradients.projection import Projection
+from headwater.gradients.trimming import Columns, trimmable, trimmed, trims
 
 Consume = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Called once per layer during the backward pass with (layer number, a_BTI, d_BTO); d is zero at padding.
@@ -39,6 +40,8 @@ class FactorHooks:
         precision: type the factors are handed over in, whatever the model's.
         projection: makes both factors smaller where they are first seen, so that no full one is kept; the consumer
             then sees r_i inputs and r_o outputs.
+        trim: compute the last block at predicting positions only, where that saves something; its factors then have
+            the predicting positions, not all T.
         recompute: forget the activations inside the model's blocks and compute them again in the backward pass
             (activation checkpointing): less memory, one more forward pass.
     """
@@ -51,6 +54,7 @@ class FactorHooks:
         precision: torch.dtype,
         projection: Projection | None = None,
         recompute: bool = False,
+        trim: bool = True,
     ) -> None:
         self._model, self._layers = model, layers
         self.precision, self.device = precision, next(model.parameters()).device
@@ -59,7 +63,9 @@ class FactorHooks:
         if projection is not None:
             self.shapes = [(layer.rank_in, layer.rank_out) for layer in projection.layers]
         self.uses = [len(layer.modules) for layer in layers]
-        self._recompute = recompute
+        self.trim, self._recompute = trim, recompute
+        self._columns = Columns()
+        self._narrow: list[nn.Module] = []
         self._shape = (0, 0)
         self._consume: Consume | None = None
         self._counting = False
@@ -88,19 +94,28 @@ class FactorHooks:
         """One forward and one activation-only backward pass. Returns the losses [B], in nats."""
         if not self._own_head:
             head_of(self._model, batch)  # the first time this runs the model, and no hook must see it
+        self._narrow = self._unneeded(batch)
         self._shape, self._consume = batch.shape, consume
         self._pending = [0] * len(self._layers)
         for pairs in self._pairs:
             pairs.clear()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), trimmed(self._narrow, self._columns):
+                self._columns.batch = batch
                 self._counting = True
                 losses_B = losses(self._model, batch, own_head=self._own_head)
                 self._counting = False  # from here on a forward pass is one that is made again
                 losses_B.sum().backward()  # type: ignore[no-untyped-call]
         finally:
-            self._consume = None
+            self._consume = self._columns.batch = None
         return losses_B.detach()
+
+    def _unneeded(self, batch: Batch) -> list[nn.Module]:
+        """Modules of the last block that need to see predicting positions only."""
+        if not self.trim or self._own_head or not trims(batch):
+            return []
+        blocks = _blocks(self._model, self._layers)
+        return trimmable(self._model, blocks[-1], batch) if blocks else []
 
     def _forward_hook(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], Any]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
@@ -108,6 +123,8 @@ class FactorHooks:
                 return None
             self._pending[number] += self._counting
             a = inputs[0].detach()
+            if module in self._narrow:
+                a = self._columns.of(a)
             if self._matrices is not None:
                 a = self._matrices.activations(number, a)
             return _Tap.apply(output, self._anchor, a, self._arrived, number)  # type: ignore[no-untyped-call]
@@ -116,6 +133,8 @@ class FactorHooks:
 
     def _arrived(self, number: int, a: torch.Tensor, d: torch.Tensor) -> None:
         pairs = self._pairs[number]
+        if d.ndim == 3 and d.shape[1] != a.shape[1]:  # a module that sees all positions and computes few
+            d = self._columns.of(d)
         if self._matrices is not None:
             d = self._matrices.output_gradients(number, d)
         pairs.append((self._per_example(a, number), self._per_example(d, number)))
@@ -129,7 +148,8 @@ class FactorHooks:
 
     def _per_example(self, x: torch.Tensor, number: int) -> torch.Tensor:
         rows, tokens = self._shape
-        if x.ndim == 3 and x.shape[0] == rows and (x.shape[1] == tokens or self._own_head):  # a head may see fewer
+        fewer = self._own_head or (self._narrow and x.shape[1] == self._columns.width)
+        if x.ndim == 3 and x.shape[0] == rows and (x.shape[1] == tokens or fewer):
             return x
         if x.ndim == 2 and x.shape[0] == rows * tokens and tokens > 0:  # models that flatten (rows, tokens), as OPT
             return x.view(rows, tokens, -1)

@@ -74,7 +74,13 @@ class Contractor:
         self._inverse_R = {key: _inverse_norm(squared.sum(0)).to(gram.dtype) for key, squared in squared_LR.items()}
 
     def __call__(self, hooks: FactorHooks, batch: Batch) -> tuple[dict[Product, torch.Tensor], torch.Tensor]:
-        """Returns product -> scores [R, B] (by token [R, B, T]), and the losses [B] in nats."""
+        """Returns product -> scores [R, B] (by token [R, B, T]), and the losses [B] in nats.
+
+        Raises:
+            ValueError: by token, with hooks that leave positions out.
+        """
+        if self._by_token and hooks.trim:
+            raise ValueError("scores by token need hooks with trim=False")
         shape = batch.shape if self._by_token else batch.shape[:1]
         zeros = batch.weight_K.new_zeros(shape, dtype=hooks.precision)
         sums = {p: zeros.repeat(len(self._matrix_RS[p.measurement]), *(1 for _ in shape)) for p in self._products}
