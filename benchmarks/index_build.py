@@ -28,7 +28,7 @@ KILLED_ROWS = 3000
 
 
 def command(run: Path, rows: Path, out: Path, *more: str) -> list[str]:
-    program = [sys.executable, "-m", "headwater.cli", "index", "--quiet"]
+    program = [str(Path(sys.executable).with_name("headwater")), "index", "--quiet"]
     models = ["--base", str(run / "base"), "--checkpoints", str(run / "run")]
     return [*program, *models, "--train", str(rows), "--out", str(out), *more]
 
@@ -121,6 +121,7 @@ def memory(work: Path, count: int, given: dict[str, str]) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
     env, killed = result["environment"], result["kills"]
     builds = killed["builds"]
+    there = [build["files_before"] for build in builds]
     lines = [
         "# Building an index",
         "",
@@ -128,12 +129,12 @@ def report(result: dict[str, Any]) -> str:
         f"{env['python']}; {env['date']}. What is measured: the head of benchmarks/index_build.py.",
         "",
         f"Kills: {len(builds)} builds of {killed['rows']} rows at two checkpoints and a base ({killed['files']} files, "
-        f"{killed['seconds_undisturbed']} s undisturbed), {sum(b['killed'] for b in builds)} of them killed before they "
-        f"had ended; {sum(b['identical'] for b in builds)} of {len(builds)} resumed to the same bytes. Between "
-        f"{min(b['files_before'] for b in builds)} and {max(b['files_before'] for b in builds)} files were there at the "
-        f"kill; {sum(b['kept'] for b in builds)} of {sum(b['files_before'] for b in builds)} had their final bytes.",
+        f"{killed['seconds_undisturbed']} s undisturbed), {sum(b['killed'] for b in builds)} of them killed before "
+        f"they had ended; {sum(b['identical'] for b in builds)} of {len(builds)} resumed to the same bytes. Between "
+        f"{min(there)} and {max(there)} files were there at the kill; {sum(b['kept'] for b in builds)} of {sum(there)} "
+        "had their final bytes.",
         "",
-        "| rows | seconds | seconds from the first chunk on | MiB at the first chunk | at the end | at most | index, MiB |",
+        "| rows | seconds | from the first chunk on | MiB at the first chunk | at the end | at most | index, MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in result["memory"]:
