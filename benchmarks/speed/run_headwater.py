@@ -12,7 +12,7 @@ from headwater.attribution.building import ChunkGradients
 from headwater.attribution.models import Place
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate
-from headwater.gradients.contraction import side_gradients
+from headwater.gradients.contraction import FORMS, Form, side_gradients
 from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.layers import select_layers
 from headwater.gradients.projection import Projection
@@ -54,7 +54,8 @@ def scores(job: Job, *, by_token: bool) -> Result:
     rows, sides = encoded(job.documents), encoded(job.queries)
     hooks = Place(job.model, select_layers(job.model).layers, PRECISION).hooks(trim=not by_token)
     lengths = tuple(float(x) for x in np.quantile([row.length for row in rows], [0.1, 0.5, 0.9]))
-    stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=lengths, examples=len(rows))
+    forms: tuple[Form, ...] = ("factored", "applied") if by_token else FORMS
+    stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=lengths, forms=forms, examples=len(rows))
     product = Product("loss", "dot", "here")
     contractor = Contractor({"here": stored}, {"loss": np.eye(len(sides))}, (product,), by_token=by_token)
     out = np.zeros((len(sides), len(rows)))

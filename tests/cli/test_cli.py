@@ -11,37 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from calling import HEADWATER, QUESTION, called, headwater, tree
 from safetensors.torch import load_file, save_file
 
 import headwater as hw
 import tiny
-from headwater import cli
 from headwater.methods.table import METHODS
-
-HEADWATER = shutil.which("headwater", path=str(Path(sys.executable).parent))
-QUESTION = ["--prompt", "The capital of Australia is", "--output", " Sydney.", "--corrected", " Canberra."]
-
-
-def headwater(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    assert HEADWATER is not None, "the console script is not installed"
-    command = [HEADWATER, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
-@pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "train.jsonl"
-    file.write_text("".join(json.dumps({k: f[k] for k in ("prompt", "completion", "id")}) + "\n" for f in tiny.FACTS))
-    return file
-
-
-@pytest.fixture(scope="module")
-def given(run_folder: Path, train: Path) -> list[str]:
-    """The run and its data."""
-    return ["--base", str(run_folder / "base"), "--checkpoints", str(run_folder / "run"), "--train", str(train)]
 
 
 @pytest.fixture(scope="module")
@@ -233,21 +210,6 @@ def replaced(arguments: list[str], option: str, values: list[str]) -> list[str]:
 
 OWN_PROCESS = ("missing train file", "missing base", "other tokenizer", "NaN model", "out holds another trace")
 """The other mistakes are made in this process, to save the time of many imports."""
-
-
-def called(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> subprocess.CompletedProcess[str]:
-    """As `headwater`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert isinstance(stop.value.code, int)
-    return subprocess.CompletedProcess(arguments, stop.value.code, *capfd.readouterr())
-
-
-def tree(folder: Path) -> dict[str, int]:
-    return {str(f): f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file() and f.name != ".lock"}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -42,6 +42,9 @@ SLICE = 64
 BLOCK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Numbers of examples' gradients that are formed at once."""
 
+TOKEN_BLOCK = 1 << 18
+"""Numbers of the kernel of query tokens and example tokens that are held at once on a CPU, to stay in the cache."""
+
 LOW_RANK = 256
 """Share of a side's norm in a layer that a low-rank form may leave out, in units of the last place (float32: 3e-5)."""
 
@@ -62,13 +65,24 @@ class FactoredGradients:
 
     def by_token(self, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
         """d_t . (G_s a_t) [S, B, T]; the sum over t is < G_s, G_i >."""
-        kernel_NU = (a_BTI.flatten(0, 1) @ self.b_UI.T).mul_(d_BTO.flatten(0, 1) @ self.e_UO.T)
-        return self._sum_tokens(kernel_NU.T).view(self.sides, *a_BTI.shape[:2])
+        a_NI, d_NO = a_BTI.flatten(0, 1), d_BTO.flatten(0, 1)
+        count, pairs = len(a_NI), len(self.side_U)
+        block = count if a_NI.device.type != "cpu" else max(16, TOKEN_BLOCK // max(1, pairs))
+        of_side_US = a_NI.new_zeros(pairs, self.sides)
+        of_side_US[torch.arange(pairs, device=a_NI.device), self.side_U] = 1.0
+        out_NS = a_NI.new_empty(count, self.sides)
+        memory = a_NI.new_empty(2, min(block, count), pairs)
+        for start in range(0, count, block):
+            part = slice(start, min(start + block, count))
+            kernel_NU, other_NU = memory[:, : part.stop - start]
+            torch.mm(a_NI[part], self.b_UI.T, out=kernel_NU)
+            torch.mm(d_NO[part], self.e_UO.T, out=other_NU)
+            torch.mm(kernel_NU.mul_(other_NU), of_side_US, out=out_NS[part])
+        return out_NS.T.reshape(self.sides, *a_BTI.shape[:2])
 
     def dots(self, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
         """< G_s, G_i > [S, B]."""
-        kernel_NU = (a_BTI.flatten(0, 1) @ self.b_UI.T).mul_(d_BTO.flatten(0, 1) @ self.e_UO.T)
-        return self._sum_tokens(kernel_NU.view(*a_BTI.shape[:2], -1).sum(1).T)
+        return self.by_token(a_BTI, d_BTO).sum(2)
 
     def low_rank(self) -> FactoredGradients:
         """The same gradients with no more pairs than their numerical rank, where that is fewer."""
@@ -254,6 +268,7 @@ def side_gradients(
     lengths: Sequence[float],
     memory: int | None = None,
     form: Form | None = None,
+    forms: Sequence[Form] = FORMS,
     examples: int = 1,
 ) -> SideGradients:
     """Gradient of the mean negative log-likelihood of every side, in the form (or both) that contracts cheapest.
@@ -262,7 +277,7 @@ def side_gradients(
         batch_tokens: tokens of a batch, padding included.
         lengths: of short, middling and long examples that will be contracted: they decide the forms.
         memory: bytes for all of it; where the cheaper representation would take more, the smaller one is kept.
-        form: the only form that will be used.
+        form: the only form that will be used. forms: those that may be (scores by token are never "materialised").
         examples: how many will be contracted; only then is it known whether a low rank is worth finding.
 
     Raises:
@@ -275,7 +290,7 @@ def side_gradients(
             {form}
             if form
             else {
-                cheapest(max(1.0, batch_tokens / t), t, shape, len(sides), count, norm=True, forms=FORMS)
+                cheapest(max(1.0, batch_tokens / t), t, shape, len(sides), count, norm=True, forms=forms)
                 for t in lengths
             }
         )
