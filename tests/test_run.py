@@ -251,3 +251,13 @@ def test_config_is_json_that_people_can_read(tmp_path: Path) -> None:
     text = (tmp_path / run.CONFIG).read_text("utf-8")
     assert "Où est Zürich?" in text
     assert json.loads(text) == {"prompt": "Où est Zürich?"}
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> None:
+    with run_directory(tmp_path / "run", {"a": 1}) as state:
+        state.save("deep/piece", {"x": np.ones(2)})
+    left = tmp_path / "run" / "state" / "deep" / "other.piece.partial-99999"
+    left.write_bytes(b"half")
+    with run_directory(tmp_path / "run", {"a": 1}) as state:
+        assert state.load("deep/piece") is not None
+    assert not left.exists()

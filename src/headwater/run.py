@@ -39,6 +39,13 @@ def write_whole(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path, *, deep: bool = True) -> None:
+    """Removes what a killed process had begun to write here; the caller holds the folder's lock."""
+    for partial in folder.rglob("*.partial-*") if deep else folder.glob("*.partial-*"):
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
+
+
 def digest(*parts: bytes) -> str:
     """16 hexadecimal digits of a BLAKE2b hash."""
     state = hashlib.blake2b(digest_size=8)
@@ -139,6 +146,7 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
         ) from None
     begun = False
     try:
+        remove_partial(folder)
         wanted = json.loads(json.dumps(config))
         if config_file.exists():
             found = read_config(folder)

@@ -28,7 +28,7 @@ from headwater.examples import Encoded, Encoder, Examples, TokenFormat
 from headwater.index.folder import Folder
 from headwater.index.manifest import MANIFEST, ROWS, Index, IndexedLayer, Part, part_folder, sizes, write_rows
 from headwater.index.store import CheckpointStore, FeatureType, Shape, Writer
-from headwater.run import CONFIG, LOCK, refuse_other, run_directory, versions
+from headwater.run import CONFIG, LOCK, refuse_other, remove_partial, run_directory, versions
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ def _existing(folder: Folder, config: Mapping[str, Any], append: bool) -> Index 
             )
         if folder.is_local and folder.path.is_file():
             raise RunError(f"{folder} is a file", expected="a folder", fix="give another --out")
-        others = [name for name in folder.names() if name not in ("parts", LOCK)]
+        others = [name for name in folder.names() if name not in ("parts", LOCK) and ".partial-" not in name]
         if others:
             raise RunError(
                 f"{folder} is not empty and not a headwater index ({others[0]})",
@@ -161,6 +161,7 @@ def _part_directory(folder: Folder, name: str, config: Mapping[str, Any], *, new
     if part.is_local:
         try:
             with run_directory(part.path, config):
+                remove_partial(Path(folder.path), deep=False)  # a manifest that was being written
                 yield
         except HeadwaterError:
             if new and not part.path.exists():  # nothing was made: leave nothing behind
