@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 DEFAULT_RANK = 16
 """The smallest rank that loses nothing that matters: benchmarks/results/projection.md."""
 
+MEASURED = "measured.json"
+"""Of a part: what was measured on the models before it was begun."""
+
 CHUNK_BYTES, CHUNK_ROWS = 32 << 20, 1024
 """A chunk is at most this large: one read for a query, and what a kill may cost."""
 
@@ -206,6 +209,7 @@ class _Build:
         encoded = encode_rows(Encoder(self._run.tokenizer(), self._format, self._train.template), self._train, notes)
         models = Models(self._run, self._compute, encoded, notes)
         part = part_folder(self._folder, self._name)
+        self._measure(part, models, encoded)
         names = [checkpoint["name"] for checkpoint in self._config["checkpoints"]]
         tokens = sum(one.length for one in encoded if one.targets)
         with progress.bar("Indexing", tokens * len(names)) as bar:
@@ -215,6 +219,22 @@ class _Build:
         if not part.exists(ROWS):
             write_rows(part, self._train, encoded)
         return self._finish()
+
+    def _measure(self, part: Folder, models: Models, encoded: Sequence[Encoded]) -> None:
+        """The size of a batch, and whether half precision is safe; measured once, for a build that is gone on with
+        must round as it began."""
+        from headwater.attribution.loop import half_note
+
+        kept = json.loads(part.read_bytes(MEASURED)) if part.exists(MEASURED) else None
+        tokens = models.measure(encoded, kept and kept["batch_tokens"])
+        correlation = kept and kept["half"]
+        if self._compute.dtype == "bfloat16":
+            if kept is None:
+                correlation = models.check_half(encoded, (), ("dot", "layer_cosine"))
+            sentence = half_note(float("nan") if correlation is None else correlation, encoded)
+            progress.note(sentence[0].upper() + sentence[1:] + ".")
+        if kept is None and (self._compute.batch_tokens is None or correlation is not None):
+            part.write_whole(MEASURED, json.dumps({"batch_tokens": tokens, "half": correlation}).encode())
 
     def _check_ids(self) -> None:
         if self._before is None:

@@ -19,9 +19,11 @@ class Compute:
     Attributes:
         parameters: regular expressions of the linear layers whose gradients are taken; none: all linear layers of
             the model's blocks, without embeddings and output head.
-        dtype: of the models. Half precision multiplies gradients in float32; check its ranking before you trust it.
+        dtype: of the models. Half precision multiplies gradients in float32, and is refused where the scores of a few
+            rows differ from those in float32.
         device: "auto": the first accelerator, or else the CPU.
-        batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator.
+        batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator,
+            fewer where the activations of so many do not fit in memory.
         query_memory: bytes for the gradients of the queries; more queries go in several passes.
         max_new_tokens: of an output that the last checkpoint generates where a query has none.
         rank: project every layer's gradients to rank x rank numbers; None: exact. seed: of that projection.

@@ -23,7 +23,7 @@ import numpy as np
 from headwater import progress
 from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
-from headwater.attribution.plan import DirectionalPlan, Method, Plan, TextPlan, plan_uses
+from headwater.attribution.plan import DirectionalPlan, GradientPlan, Method, Plan, TextPlan, plan_uses
 from headwater.attribution.work import Key, Visit, terms, visits
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
@@ -191,12 +191,18 @@ class _Loop:
 
         encoded = encode_rows(self.encoder, self.train, self.notes)
         self.models = Models(self.run_, self.compute, encoded, self.notes)
+        if self.compute.batch_tokens is None and any(plan_uses(plan) for plan in plans):
+            kept = self.state.load("batch")
+            tokens = self.models.measure(encoded, int(kept["tokens"][0]) if kept else None)
+            if kept is None:
+                self.state.save("batch", {"tokens": np.array([tokens])})
         self.rows = Rows.of(encoded, self.models.batch_tokens, CHUNK_BATCHES[self.models.device.type == "cpu"])
         last = self.run_.last.name
         queries = with_outputs(
             queries, lambda: self.models.load(last).model, self.tokenizer, self.encoder, self.compute, self.state
         )
         sides = encode_queries(queries, self.encoder)
+        self._check_half(plans, encoded, sides)
         done, lean = self._visit_all(plans, queries, sides)
         answers = {}
         for method, plan in zip(methods, plans, strict=True):
@@ -227,6 +233,19 @@ class _Loop:
                 state=self.state,
             )
         return answers
+
+    def _check_half(self, plans: Sequence[Plan], encoded: Sequence[Encoded], sides: Sides) -> None:
+        """Refuses bfloat16 where it changes the scores of a few rows."""
+        inners = sorted({plan.inner for plan in plans if isinstance(plan, GradientPlan)})
+        if self.compute.dtype != "bfloat16" or not inners:
+            return
+        kept = self.state.load("half")
+        if kept is None:
+            found = self.models.check_half(encoded, sides.encoded, inners)
+            kept = {"correlation": np.array([np.nan if found is None else found])}
+            self.state.save("half", kept)
+        self.notes["half"] = half_note(float(kept["correlation"][0]), encoded)
+        progress.note(self.notes["half"][0].upper() + self.notes["half"][1:] + ".")
 
     def _visit_all(
         self, plans: Sequence[Plan], queries: Sequence[Query], sides: Sides
@@ -407,6 +426,19 @@ class _Loop:
         if count > 1:
             progress.note(f"The queries' gradients do not fit in memory together: {count} passes over the rows.")
         return [np.flatnonzero(kept["number"] == b).tolist() for b in range(count)]
+
+
+def half_note(correlation: float, encoded: Sequence[Encoded]) -> str:
+    """What was found of half precision (NaN: nothing).
+
+    Raises:
+        UsageError: it is not safe.
+    """
+    from headwater.attribution.measuring import CHECKED_ROWS, refuse_unsafe_half
+
+    if np.isnan(correlation):
+        return "bfloat16 was not checked: the model does not fit in memory in float32"
+    return refuse_unsafe_half(correlation, min(CHECKED_ROWS, sum(one.targets > 0 for one in encoded)))
 
 
 def encode_rows(encoder: Encoder, train: Examples, notes: dict[str, Any]) -> list[Encoded]:

@@ -14,6 +14,7 @@ from headwater.checkpoints import TrainingRun
 from headwater.errors import ModelError, UsageError
 from headwater.examples import Encoded
 from headwater.gradients.factors import FactorHooks
+from headwater.gradients.inner import InnerProduct
 from headwater.gradients.layers import Layer, select_layers
 from headwater.gradients.projection import Projection
 
@@ -71,6 +72,7 @@ class Models:
         self.dtype = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[compute.dtype]
         self.precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.batch_tokens = compute.batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
+        self._ready: tuple[str, Place] | None = None
         for checkpoint in (*run.checkpoints, *([run.base] if run.base else [])):
             size = run.vocabulary_size(checkpoint)
             if size is not None and checkpoint.kind == "full":
@@ -82,7 +84,55 @@ class Models:
         Raises:
             ModelError: it cannot be loaded, lacks tokens, or has other layers than those loaded before.
         """
-        model = self._run.load(self._run.named(name), dtype=self.dtype, device=self.device)
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == name:
+            return ready[1]
+        del ready  # its memory is needed now
+        return self._load(name, self.dtype)
+
+    def measure(self, encoded: Sequence[Encoded], kept: int | None) -> int:
+        """Sets the tokens of a batch to what fits in memory, where the user gave no number.
+
+        Args:
+            kept: what was measured when this work began: another number would round otherwise.
+        """
+        if self._compute.batch_tokens is None:
+            if kept is None:
+                from headwater.attribution.measuring import tokens_that_fit
+
+                last = self._run.last.name
+                place = self.load(last)
+                most = self.batch_tokens
+                kept = tokens_that_fit(place, encoded, most)
+                self._ready = (last, place)
+                if kept < most:
+                    self._notes["batch_tokens"] = f"batches of {kept} tokens: more would not fit in memory"
+                    progress.note(f"Batches of {kept} tokens: more would not fit in memory.")
+            self.batch_tokens = kept
+        return self.batch_tokens
+
+    def check_half(
+        self, encoded: Sequence[Encoded], sides: Sequence[Encoded], inners: Sequence[InnerProduct]
+    ) -> float | None:
+        """How well bfloat16 scores of a few rows correlate with those in float32, at the last checkpoint; None where
+        the model does not fit in memory in float32."""
+        from headwater.attribution import measuring
+
+        name, found = self._run.last.name, []
+        rows = measuring.sampled(encoded, measuring.CHECKED_ROWS)
+        few = list(sides[: measuring.CHECKED_SIDES]) or rows[: measuring.CHECKED_SIDES]
+        place = self.load(name)
+        bytes_full = 4 * sum(parameter.numel() for parameter in place.model.parameters())
+        found.append(measuring.sample_scores(place, rows, few, inners, self.batch_tokens))
+        self._ready = (name, place)
+        if bytes_full > measuring.free_bytes(self.device):
+            return None
+        place = self._load(name, torch.float32)
+        found.append(measuring.sample_scores(place, rows, few, inners, self.batch_tokens))
+        return measuring.agreement(found[1], found[0])
+
+    def _load(self, name: str, dtype: torch.dtype) -> Place:
+        model = self._run.load(self._run.named(name), dtype=dtype, device=self.device)
         self._check_vocabulary(model.get_input_embeddings().num_embeddings, name)
         selection = select_layers(model, self._compute.parameters)
         shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
