@@ -1,13 +1,13 @@
 # make demo   the whole story on a real language model (about 6 minutes on 2 cores)
 # make test   lint, types and the fast tests
-# make bench  the slow quality suites; they write benchmarks/results/
+# make bench  the slow suites of quality and speed; they write benchmarks/results/ (hours; bench-quality, bench-speed)
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-quality bench-speed clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,11 +26,22 @@ lint: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(VENV)/.installed
+bench: bench-quality bench-speed
+
+bench-quality: $(VENV)/.installed
 	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl"; exit 2; }
 	$(BIN)/python benchmarks/step_convergence.py
 	$(BIN)/python benchmarks/facts.py --work benchmarks/work --difference
 	$(BIN)/python benchmarks/auto_beta.py --work benchmarks/work
+	$(BIN)/python benchmarks/projection.py --work benchmarks/work
+	$(BIN)/python benchmarks/agreement.py --work benchmarks/work
+
+bench-speed: $(VENV)/.installed
+	$(BIN)/python benchmarks/scaling.py --work benchmarks/work/scaling
+	$(BIN)/python benchmarks/index_build.py --work benchmarks/work/build
+	$(BIN)/python benchmarks/index_query.py --work benchmarks/work
+	bash benchmarks/speed/install_rivals.sh benchmarks/work/rivals
+	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals
 
 clean:
 	rm -rf $(VENV) headwater-demo build dist
