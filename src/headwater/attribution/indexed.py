@@ -23,6 +23,7 @@ from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import check_methods, command, note_contrasts, visit_order
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import ModelError, UsageError
@@ -68,6 +69,7 @@ def trace_index(
     check_methods(methods, queries)
     run = _run(index, run)
     plans = [method.plan(run) for method in methods]
+    check_words(words, methods, plans)
     for method, plan in zip(methods, plans, strict=True):
         if not isinstance(plan, GradientPlan | TextPlan) or (limit is not None and isinstance(plan, TextPlan)):
             raise UsageError(
@@ -123,7 +125,6 @@ class _Trace:
         words: int,
     ) -> dict[str, Scores]:
         from headwater.attribution.models import Models
-        from headwater.attribution.words import with_words
 
         train = self._index.parts[0].train
         encoder = Encoder(self._run.tokenizer(), TokenFormat(**self._index.config["format"]), train["template"])

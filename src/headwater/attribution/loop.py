@@ -24,6 +24,7 @@ from headwater import progress
 from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, Method, Plan, TextPlan, plan_uses
+from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, terms, visits
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
@@ -85,6 +86,7 @@ def trace_all(
     format, compute = format or TokenFormat(), compute or Compute()
     check_methods(methods, queries)
     plans = [method.plan(run) for method in methods]
+    check_words(words, methods, plans)
     if compute.dtype == "bfloat16" and any(isinstance(plan, DirectionalPlan) for plan in plans):
         raise UsageError(
             "the directional engine in bfloat16",
@@ -187,7 +189,6 @@ class _Loop:
         """Scores of every method."""
         from headwater.attribution.models import Models
         from headwater.attribution.passes import Rows
-        from headwater.attribution.words import with_words
 
         encoded = encode_rows(self.encoder, self.train, self.notes)
         self.models = Models(self.run_, self.compute, encoded, self.notes)
@@ -304,6 +305,8 @@ class _Loop:
                     found, sentence = passes.gradient_pass(
                         loaded(), self.rows, stem, products, stored, matrices, self.state, share, self._form
                     )
+                    if "contractions" not in self.notes:
+                        progress.note(sentence[0].upper() + sentence[1:] + ".")
                     self.notes.setdefault("contractions", {})[stem] = sentence
                 parts.append((_target_numbers(sides, part), found))
             for product in products:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwater import progress
-from headwater.attribution.plan import GradientPlan, Plan
+from headwater.attribution.plan import GradientPlan, Method, Plan
 from headwater.attribution.work import Visit, keys, visits
 from headwater.errors import UsageError
 from headwater.examples import Encoded, Encoder
@@ -39,6 +39,18 @@ Parts = Mapping[tuple[str, Product], tuple[np.ndarray, np.ndarray]]
 """Checkpoint of the rows and product -> parts by position of the rows [K, T] and of the sides [K, U]."""
 
 
+def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) -> None:
+    """Raises UsageError where words are asked for and no method has any."""
+    if count < 0:
+        raise UsageError(f"the words of {count} rows", expected="0 or more", fix="leave --words out")
+    if count and not any(isinstance(plan, GradientPlan) for plan in plans):
+        raise UsageError(
+            f"the words of {', '.join(method.name for method in methods)}",
+            expected="a method of inner products of gradients: others have no parts by word",
+            fix="leave --words out, or add --method dda",
+        )
+
+
 def with_words(
     answers: Mapping[str, Scores],
     plans: Sequence[Plan],
@@ -50,18 +62,8 @@ def with_words(
     sides: Sides,
     state: RunState,
 ) -> dict[str, Scores]:
-    """The answers with the words of the first `count` rows of every target, where the method is one of gradients.
-
-    Raises:
-        UsageError: no method is.
-    """
+    """The answers with the words of the first `count` rows of every target, where the method is one of gradients."""
     chosen = {name: plan for name, plan in zip(answers, plans, strict=True) if isinstance(plan, GradientPlan)}
-    if not chosen:
-        raise UsageError(
-            f"the words of {', '.join(answers)}",
-            expected="a method of inner products of gradients: others have no parts by word",
-            fix="leave --words out, or add --method dda",
-        )
     todo = [visit for visit in visits(run, list(chosen.values())) if visit.products or visit.keep_sides]
     wanted = []
     for r in range(len(sides.targets)):

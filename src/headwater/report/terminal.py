@@ -50,16 +50,14 @@ def _words_lines(scores: Scores, r: int, top: int) -> list[Text]:
         words = scores.words.get((r, row.index))
         if words is None:
             continue
-        line = Text(f"{row.rank:>3}  ")
         asked = [(side.side, side.words) for side in words.asked]
-        for name, found in (("row", words.words), *asked[:ASKED_SHOWN]):
+        for number, (name, found) in enumerate((("row", words.words), *asked[:ASKED_SHOWN])):
+            line = Text(f"{'' if number else row.rank:>3}  ").append(f"{name + ':':<10} ", "dim")
             strongest = sorted(found, key=lambda word: -abs(word[1]))[:WORDS_SHOWN]
             numbers = number_format([value for _, value in strongest])
-            line.append(f"{name}: ", "dim")
             for text, value in strongest:
-                line.append(_safe(text).strip() or "␣", "bold" if value > 0 else "")
-                line.append(f" {numbers(value)}  ")
-        lines.append(line)
+                line.append(_safe(text).strip() or "␣", "bold" if value > 0 else "").append(f" {numbers(value)}  ")
+            lines.append(line)
     return lines if len(lines) > 1 else []
 
 
