@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headwater import progress
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import encode_rows
-from headwater.checkpoints import TrainingRun
+from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, TokenFormat
 from headwater.index.folder import Folder
@@ -213,7 +213,8 @@ class _Build:
         names = [checkpoint["name"] for checkpoint in self._config["checkpoints"]]
         tokens = sum(one.length for one in encoded if one.targets)
         with progress.bar("Indexing", tokens * len(names)) as bar:
-            for name in reversed(names):
+            # the last first: it may be loaded already
+            for name in sorted(names[::-1], key=lambda name: name == BASE):
                 bar.describe(f"Indexing: {name}")
                 self._checkpoint(part, name, models, encoded, bar)
         if not part.exists(ROWS):
