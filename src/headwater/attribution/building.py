@@ -213,8 +213,8 @@ class _Build:
         names = [checkpoint["name"] for checkpoint in self._config["checkpoints"]]
         tokens = sum(one.length for one in encoded if one.targets)
         with progress.bar("Indexing", tokens * len(names)) as bar:
-            # the last first: it may be loaded already
-            for name in sorted(names[::-1], key=lambda name: name == BASE):
+            tuned = [name for name in names if name != BASE]
+            for name in (*reversed(tuned), *names[len(tuned) :]):  # the last first: it may be loaded already
                 bar.describe(f"Indexing: {name}")
                 self._checkpoint(part, name, models, encoded, bar)
         if not part.exists(ROWS):
