@@ -93,6 +93,14 @@ def test_adapters_are_trimmed_too() -> None:
     same(found, scores("llama", model=tiny.with_lora(tiny.model("llama")), trim=False))
 
 
+def test_half_precision_is_trimmed_too() -> None:
+    model = tiny.model("llama").bfloat16()
+    hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float32)
+    with hooks.attached():
+        hooks.backward(collate(ROWS, torch.device("cpu"), torch.float32), lambda number, a, d: None)
+    assert len(_found[model]) == 3
+
+
 def test_nothing_is_trimmed_where_every_token_counts_or_another_block_follows() -> None:
     model = tiny.model("llama")
     layers = select_layers(model, ("layers.0",)).layers
