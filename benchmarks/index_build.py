@@ -57,7 +57,7 @@ def kills(work: Path, count: int, given: dict[str, str]) -> dict[str, Any]:
     for number in range(count):
         shutil.rmtree(out)
         process = subprocess.Popen(command(run, rows, out, *more), env=given)
-        after = chance.uniform(0.1, 1.0) * took
+        after = chance.uniform(0.1, 0.95) * took
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:

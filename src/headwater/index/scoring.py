@@ -17,9 +17,9 @@ Shapes: R targets, L layers, S features of a layer, F of all layers, n rows, T t
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -79,19 +79,23 @@ def dots(
 def _stream(
     store: CheckpointStore, kernel: _Kernel, chunks: Iterable[int]
 ) -> Iterator[tuple[int, int, dict[Kind, np.ndarray]]]:
-    def read(number: int) -> Chunk:
-        chunk = store.read(number)
-        # touches every page: the disk and the page faults are waited for here, not while scoring
-        chunk.features.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()
-        return chunk
-
     numbers = iter(chunks)
-    with ThreadPoolExecutor(1, "index-reader") as reader:
-        ahead = [reader.submit(read, number) for number in [next(numbers, None)] if number is not None]
+    # local features are mapped, and the system is told that they will be wanted: it reads them while others are scored
+    with nullcontext(_Now()) if store.folder.is_local else ThreadPoolExecutor(1, "index-reader") as reader:
+        ahead = [reader.submit(store.read, number) for number in [next(numbers, None)] if number is not None]
         while ahead:
             chunk = ahead.pop().result()
-            ahead = [reader.submit(read, number) for number in [next(numbers, None)] if number is not None]
+            ahead = [reader.submit(store.read, number) for number in [next(numbers, None)] if number is not None]
             yield chunk.start, chunk.stop, kernel(chunk)
+
+
+class _Now:
+    """Calls at once what an executor would call in a thread."""
+
+    def submit(self, call: Callable[[int], Chunk], number: int) -> Future[Chunk]:
+        made: Future[Chunk] = Future()
+        made.set_result(call(number))
+        return made
 
 
 @dataclass(frozen=True)
