@@ -33,7 +33,7 @@ def collect(job: Job) -> Result:
     projection = Projection.of(layers, RANK)
     sizes = tuple((layer.name, layer.features) for layer in projection.layers)
     shape = Shape(len(rows), len(rows), sizes, "float16")
-    gradients = ChunkGradients(Place(job.model, layers, PRECISION, projection), shape, rows, batch_tokens=2048)
+    gradients = ChunkGradients(Place("made", job.model, layers, PRECISION, projection), shape, rows, batch_tokens=2048)
     with Writer(CheckpointStore.create(job.scratch, "checkpoint", shape)) as writer, gradients.hooks.attached():
         writer.put(0, *gradients(0, len(rows), Bar(None, 0)))
     return Result(
@@ -52,7 +52,7 @@ def per_token(job: Job) -> Result:
 def scores(job: Job, *, by_token: bool) -> Result:
     """Dot products of the queries' gradients with the documents'."""
     rows, sides = encoded(job.documents), encoded(job.queries)
-    hooks = Place(job.model, select_layers(job.model).layers, PRECISION).hooks(trim=not by_token)
+    hooks = Place("made", job.model, select_layers(job.model).layers, PRECISION).hooks(trim=not by_token)
     lengths = tuple(float(x) for x in np.quantile([row.length for row in rows], [0.1, 0.5, 0.9]))
     forms: tuple[Form, ...] = ("factored", "applied") if by_token else FORMS
     stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=lengths, forms=forms, examples=len(rows))

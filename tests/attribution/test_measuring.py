@@ -29,7 +29,7 @@ def run_of(folder: Path) -> hw.TrainingRun:
 
 def place_of(architecture: str) -> Place:
     model = tiny.model(architecture)
-    return Place(model, select_layers(model).layers, torch.float64)
+    return Place("made", model, select_layers(model).layers, torch.float64)
 
 
 def test_saved_bytes_grow_with_the_tokens_and_leave_the_weights_out() -> None:

@@ -25,10 +25,11 @@ from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, Method, Plan, TextPlan, plan_uses
 from headwater.attribution.words import check_words, with_words
-from headwater.attribution.work import Key, Visit, terms, visits
+from headwater.attribution.work import Doubt, Key, Visit, terms, visits
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
+from headwater.gradients.curvature.options import Space, Step
 from headwater.gradients.measurement import Sides, encode_queries
 from headwater.run import RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
@@ -204,6 +205,7 @@ class _Loop:
         )
         sides = encode_queries(queries, self.encoder)
         self._check_half(plans, encoded, sides)
+        self.dense = any(isinstance(plan, GradientPlan) and not plan.plain for plan in plans)
         done, lean = self._visit_all(plans, queries, sides)
         answers = {}
         for method, plan in zip(methods, plans, strict=True):
@@ -258,6 +260,10 @@ class _Loop:
             todo = []  # words alone: no model is loaded
         total = sum(_passes(visit, sides) for visit in todo) * sum(self.rows.tokens(c) for c in self.rows.chunks)
         with progress.bar("Tracing", total) as bar:
+            if todo:
+                from headwater.attribution.curved import Curvatures
+
+                self.curved = Curvatures(self.rows, self.state, self.models.adam, bar)
             for visit in todo:
                 bar.describe(f"Tracing: {visit.checkpoint}")
                 lean[visit.checkpoint] = self._visit(visit, queries, sides, done, bar)
@@ -282,38 +288,23 @@ class _Loop:
         if products and self._directional(visit, sides, loaded):
             self._differences(visit, products, sides, loaded, done, bar)
             products = []
-        if products or visit.keep_sides:
+        for space, curvature in sorted(visit.curvatures):
+            self.curved.fit(name, space, curvature, loaded)
+        groups: dict[tuple[Space, tuple[Step, ...]], list[Product]] = {}
+        for product in products:
+            groups.setdefault((product.space, product.rows), []).append(product)
+        if groups or visit.keep_sides:
             blocks = self._blocks(sides, queries, loaded)
-            parts: list[tuple[list[int], dict[Any, np.ndarray]]] = []
+            for space, dense in sorted(visit.keep_sides):
+                for number, block in enumerate(blocks):
+                    piece = _sides_name(name, number, space, dense)
+                    if self.state.load(piece) is None:
+                        part = _part(sides, block)
+                        self.state.save(piece, self._side_gradients(loaded(), part, space, dense).arrays())
             share = bar.scaled(1 / len(blocks))
-            for number, block in enumerate(blocks):
-                stem = f"{name}/gradients-{number:03d}"
-                part = _part(sides, block)
-                if visit.keep_sides and self.state.load(f"{name}/sides-{number:03d}") is None:
-                    self.state.save(f"{name}/sides-{number:03d}", self._side_gradients(loaded(), part).arrays())
-                if not products:
-                    continue
-                if passes.finished(stem, self.rows, self.state):
-                    arrays = passes.run_chunks(stem, self.rows, self.state, None, share)
-                    found = {p: arrays[passes.product_name(p)] for p in products}
-                else:
-                    matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
-                    stored = {
-                        at: self._stored(at, number, name, loaded(), part)
-                        for at in sorted({p.query_at for p in products})
-                    }
-                    found, sentence = passes.gradient_pass(
-                        loaded(), self.rows, stem, products, stored, matrices, self.state, share, self._form
-                    )
-                    if "contractions" not in self.notes:
-                        progress.note(sentence[0].upper() + sentence[1:] + ".")
-                    self.notes.setdefault("contractions", {})[stem] = sentence
-                parts.append((_target_numbers(sides, part), found))
-            for product in products:
-                full = np.zeros((len(sides.targets), len(self.train)))
-                for numbers, found in parts:
-                    full[numbers] = found[product]
-                done[name, product] = full
+            for group in groups.values():
+                self._inner_products(name, group, blocks, sides, loaded, done, share)
+            self.curved.forget()
         for difference in sorted(visit.differences, key=repr):
             stem = f"{name}/difference-{digest(repr(difference).encode())[:8]}"
             done[name, difference] = passes.difference_pass(loaded, self.rows, stem, difference, sides, self.state, bar)
@@ -321,6 +312,48 @@ class _Loop:
             stem = f"{name}/representation-{digest(repr(plan).encode())[:8]}"
             done[name, plan] = passes.representation_pass(loaded, self.rows, stem, plan, sides, self.state, bar)
         return leanings(name, sides, loaded, self.state)
+
+    def _inner_products(
+        self,
+        name: str,
+        products: Sequence[Product],
+        blocks: Sequence[list[int]],
+        sides: Sides,
+        loaded: Callable[[], Place],
+        done: dict[Key, np.ndarray],
+        bar: progress.Bar,
+    ) -> None:
+        """Products that share a space, and what is done to the rows: one pass over the rows for each block."""
+        from headwater.attribution import passes
+
+        space, rows = products[0].space, products[0].rows
+        own = "" if space == Space() and not rows else f"-{digest(repr((space, rows)).encode())[:12]}"
+        parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
+        for number, block in enumerate(blocks):
+            stem = f"{name}/gradients{own}-{number:03d}"
+            part = _part(sides, block)
+            if passes.finished(stem, self.rows, self.state):
+                found = passes.run_chunks(stem, self.rows, self.state, None, bar)
+            else:
+                place = loaded()
+                matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
+                stored = {p.query: self._stored(p, number, name, place, part) for p in products}
+                hooks = place.hooks(rank=space.rank, scales=self.curved.scales(name, space, loaded))
+                mapped = self.curved.rows_map(rows, space, place.device)
+                found, sentence = passes.gradient_pass(
+                    place, self.rows, stem, products, stored, matrices, self.state, bar, self._form, hooks, mapped
+                )
+                if "contractions" not in self.notes:
+                    progress.note(sentence[0].upper() + sentence[1:] + ".")
+                self.notes.setdefault("contractions", {})[stem] = sentence
+            parts.append((_target_numbers(sides, part), found))
+        for product in products:
+            full = np.zeros((len(sides.targets), len(self.train)))
+            for numbers, found in parts:
+                full[numbers] = found[passes.product_name(product)]
+            done[name, product] = full
+        if space.margin:
+            done[name, Doubt()] = parts[0][1]["doubt"]
 
     def _directional(self, visit: Visit, sides: Sides, loaded: Callable[[], Place]) -> bool:
         """Whether a visit's products are made as differences of losses; says what either way costs, the first time."""
@@ -330,6 +363,7 @@ class _Loop:
         reasons = [f"inner product {product.inner}" for product in sorted(visit.products) if product.inner != "dot"]
         if visit.keep_sides or any(product.query_at != visit.checkpoint for product in visit.products):
             reasons.append("debias at gradient level")
+        reasons += ["curvature or a projection of its own" for product in visit.products if not product.plain]
         if engine == "directional" and reasons:
             raise UsageError(
                 f"the directional engine with {reasons[0]}",
@@ -372,7 +406,7 @@ class _Loop:
         for product in products:
 
             def stored() -> SideGradients:
-                return self._side_gradients(loaded(), sides, matrices=True)
+                return self._side_gradients(loaded(), sides, Space(), dense=True)
 
             matrix_QS = sides.matrix(product.measurement)[: len(sides.output_Q)]
             score_QN = passes.directional_pass(
@@ -380,32 +414,38 @@ class _Loop:
             )
             done[name, product] = np.stack([score_QN[list(target.members)].sum(0) for target in sides.targets])
 
-    def _side_gradients(self, place: Place, sides: Sides, matrices: bool = False) -> SideGradients:
+    def _side_gradients(self, place: Place, sides: Sides, space: Space, dense: bool) -> SideGradients:
+        """The queries' gradients in a space; `dense`: as matrices."""
         from headwater.gradients.contraction import side_gradients
 
         return side_gradients(
-            place.hooks(),
+            place.hooks(rank=space.rank, scales=self.curved.scales(place.name, space, lambda: place)),
             sides.encoded,
             batch_tokens=self.models.batch_tokens,
             lengths=self.rows.typical_lengths,
-            memory=None if matrices else self.compute.query_memory,
-            form="materialised" if matrices else self._form,
+            memory=None if dense else self.compute.query_memory,
+            form="materialised" if dense else self._form,
             examples=len(self.rows.encoded),
+            loss=space.loss,
         )
 
     @property
     def _form(self) -> Form | None:
         return None if self.compute.contraction == "auto" else self.compute.contraction
 
-    def _stored(self, at: str, block: int, here: str, place: Place, sides: Sides) -> SideGradients:
+    def _stored(self, product: Product, block: int, here: str, place: Place, sides: Sides) -> SideGradients:
+        """The queries' gradients of a product, times what they are multiplied by."""
         from headwater.gradients.contraction import SideGradients
 
-        kept = self.state.load(f"{at}/sides-{block:03d}")
+        dense = bool(product.steps or product.rows)
+        kept = self.state.load(_sides_name(product.query_at, block, product.space, bool(product.steps)))
         if kept is not None:
-            return SideGradients.of_arrays(kept, place.device)
-        if at != here:
-            raise RuntimeError(f"the queries' gradients at {at} were not kept")
-        return self._side_gradients(place, sides)
+            found = SideGradients.of_arrays(kept, place.device)
+        elif product.query_at != here:
+            raise RuntimeError(f"the queries' gradients at {product.query_at} were not kept")
+        else:
+            found = self._side_gradients(place, sides, product.space, dense)
+        return self.curved.apply(found, product.steps, product.space) if product.steps else found
 
     def _blocks(self, sides: Sides, queries: Sequence[Query], loaded: Any) -> list[list[int]]:
         kept = self.state.load("blocks")
@@ -414,7 +454,8 @@ class _Loop:
             from headwater.gradients.contraction import side_bytes
 
             hooks = loaded().hooks()
-            of_side = [side_bytes(hooks, side) for side in sides.encoded]
+            dense = sum(i * o for i, o in hooks.shapes) * hooks.precision.itemsize
+            of_side = [dense if self.dense else side_bytes(hooks, side) for side in sides.encoded]
             sizes = [
                 of_side[o] + (of_side[c] if c >= 0 else 0)
                 for o, c in zip(sides.output_Q, sides.corrected_Q, strict=True)
@@ -465,7 +506,16 @@ def encode_rows(encoder: Encoder, train: Examples, notes: dict[str, Any]) -> lis
 
 
 def _passes(visit: Visit, sides: Sides) -> int:
-    return bool(visit.products) + 2 * len(sides.targets) * len(visit.differences) + len(visit.representations)
+    """Passes over the rows, the base's and checkpoint's fits among them."""
+    fits = sum({"ekfac": 2, "datainf": 2, "adam": 0}.get(curvature.kind, 1) for _, curvature in visit.curvatures)
+    scales = len({space.loss for space, _ in visit.curvatures if space.scaled})
+    products = len({(product.space, product.rows) for product in visit.products})
+    return fits + scales + products + 2 * len(sides.targets) * len(visit.differences) + len(visit.representations)
+
+
+def _sides_name(at: str, block: int, space: Space, dense: bool) -> str:
+    own = "" if space == Space() and not dense else f"-{digest(repr((space, dense)).encode())[:12]}"
+    return f"{at}/sides{own}-{block:03d}"
 
 
 def _part(sides: Sides, block: Sequence[int]) -> Sides:

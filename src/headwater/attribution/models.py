@@ -13,10 +13,11 @@ from headwater.attribution.compute import Compute
 from headwater.checkpoints import TrainingRun
 from headwater.errors import ModelError, UsageError
 from headwater.examples import Encoded
+from headwater.gradients.curvature.spectrum import Spectrum
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import InnerProduct
 from headwater.gradients.layers import Layer, select_layers
-from headwater.gradients.projection import Projection
+from headwater.gradients.projection import Projection, Scales
 
 BATCH_TOKENS = {"cpu": 2048}
 """Tokens of a batch where the user gives no number: more does not make a CPU faster."""
@@ -27,27 +28,37 @@ class Place:
     """A loaded model and its chosen layers.
 
     Attributes:
+        name: of the checkpoint.
         precision: type that losses are summed and gradients are multiplied in.
         projection: of the gradients, or None.
         recompute: activation checkpointing.
+        seed: of projections.
     """
 
+    name: str
     model: Any
     layers: tuple[Layer, ...]
     precision: torch.dtype
     projection: Projection | None = None
     recompute: bool = False
+    seed: int = 0
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
-    def hooks(self, *, trim: bool = True) -> FactorHooks:
+    def hooks(self, *, trim: bool = True, rank: int = 0, scales: Scales | None = None) -> FactorHooks:
+        """Hooks on the layers.
+
+        Args:
+            rank: of the projection; 0: as `projection` says.
+        """
         return FactorHooks(
             self.model,
             self.layers,
             precision=self.precision,
-            projection=self.projection,
+            projection=Projection.of(self.layers, rank, self.seed) if rank else self.projection,
+            scales=scales,
             recompute=self.recompute,
             trim=trim,
         )
@@ -131,6 +142,16 @@ class Models:
         found.append(measuring.sample_scores(place, rows, few, inners, self.batch_tokens))
         return measuring.agreement(found[1], found[0])
 
+    def adam(self, name: str, place: Place) -> Spectrum:
+        """Adam's moments of the layers at a checkpoint, from the optimizer's state beside it.
+
+        Raises:
+            UsageError: there is none, or it does not fit the model.
+        """
+        from headwater.attribution.optimizer import adam_moments
+
+        return adam_moments(self._run, name, place)
+
     def _load(self, name: str, dtype: torch.dtype) -> Place:
         model = self._run.load(self._run.named(name), dtype=dtype, device=self.device)
         self._check_vocabulary(model.get_input_embeddings().num_embeddings, name)
@@ -151,7 +172,9 @@ class Models:
             )
         rank = self._compute.rank
         projection = Projection.of(selection.layers, rank, self._compute.seed) if rank else None
-        return Place(model, selection.layers, self.precision, projection, self._compute.recompute)
+        return Place(
+            name, model, selection.layers, self.precision, projection, self._compute.recompute, self._compute.seed
+        )
 
     def _check_vocabulary(self, size: int, name: str) -> None:
         if self._highest >= size:

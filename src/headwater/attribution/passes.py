@@ -22,11 +22,13 @@ from headwater.errors import ModelError, NumericalError
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import Form, SideGradients
+from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.directional import nudged, shifted, step_size
+from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import Contractor, Product
-from headwater.gradients.loss import can_slice_logits, losses
+from headwater.gradients.loss import by_example, can_slice_logits, losses
 from headwater.gradients.measurement import Measurement, Sides
-from headwater.run import RunState
+from headwater.run import RunState, digest
 
 
 @dataclass(frozen=True)
@@ -114,23 +116,30 @@ def gradient_pass(
     state: RunState,
     bar: progress.Bar,
     form: Form | None,
-) -> tuple[dict[Product, np.ndarray], str]:
-    """Inner products of every example with the measurements: product -> [R, N]; and how they were contracted."""
-    contractor = Contractor(stored, matrices, tuple(products), form=form)
-    hooks = place.hooks()
+    hooks: FactorHooks,
+    mapped: Map | None = None,
+) -> tuple[dict[str, np.ndarray], str]:
+    """Inner products of every example with the measurements: name of the product -> [R, N], "loss" and, for margins,
+    "doubt" [N]; and how they were contracted. The products share a space, and what is done to the rows."""
+    contractor = Contractor(stored, matrices, tuple(products), form=form, mapped=mapped)
+    loss = products[0].space.loss
 
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
-        encoded = [rows.encoded[row] for row in batch]
-        sums, losses_B = contractor(hooks, collate(encoded, place.device, place.precision))
-        return {product_name(product): value for product, value in sums.items()} | {"loss": losses_B}
+        collated = collate([rows.encoded[row] for row in batch], place.device, place.precision, loss=loss)
+        sums, losses_B = contractor(hooks, collated)
+        found = {product_name(product): value for product, value in sums.items()} | {"loss": losses_B}
+        if loss == "margin":  # -log(p / (1 - p)) of a token -> 1 - p
+            found["doubt"] = by_example(torch.sigmoid(hooks.token_losses_K) * collated.weight_K, collated)
+        return found
 
     with hooks.attached():
         arrays = run_chunks(stem, rows, state, work, bar)
-    return {product: arrays[product_name(product)] for product in products}, contractor.contraction.sentence()
+    return arrays, contractor.contraction.sentence()
 
 
 def product_name(product: Product) -> str:
-    return f"{product.measurement}/{product.inner}/{product.query_at}"
+    name = f"{product.measurement}/{product.inner}/{product.query_at}"
+    return name if product.plain else f"{name}/{digest(repr(product).encode())[:12]}"
 
 
 def difference_pass(

@@ -11,14 +11,18 @@ Shapes: R targets (queries, then groups), N examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
 from headwater.checkpoints import TrainingRun
+from headwater.errors import UsageError
 from headwater.examples import Examples, Query
+from headwater.gradients.curvature.options import Curvature, Space, Step
 from headwater.gradients.measurement import Measurement, Target
+
+InnerProduct = Literal["dot", "cosine", "layer_cosine"]
 
 Terms = Mapping[str, np.ndarray]
 """Term name -> values [R, N]."""
@@ -26,24 +30,57 @@ Terms = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One inner product: the query's gradient at one checkpoint, the example's at the same or another one."""
+    """One inner product: the query's gradient at one checkpoint, the example's at the same or another one.
+
+    Attributes:
+        steps: what the query's gradient is multiplied by, in order. rows: the same for the example's.
+    """
 
     name: str
     query_at: str
     example_at: str
+    steps: tuple[Step, ...] = ()
+    rows: tuple[Step, ...] = ()
 
     @classmethod
     def at(cls, checkpoint: str) -> Term:
         return cls(name=checkpoint, query_at=checkpoint, example_at=checkpoint)
 
+    def curved(self, curvature: Curvature | None, inner: InnerProduct) -> Term:
+        """The same under curvature P of the query's checkpoint: < P g_q, g_i >, or, for a cosine, that of P^1/2 g_q
+        and P^1/2 g_i."""
+        if curvature is None:
+            return self
+        if inner == "dot":
+            return replace(self, steps=(Step(curvature=curvature, at=self.query_at),))
+        if curvature.joint:
+            raise UsageError(
+                f"{inner} under curvature over all layers together", expected="inner='dot'", fix="leave one of them out"
+            )
+        half = (Step(curvature=curvature, at=self.query_at, function="inverse_root"),)
+        return replace(self, steps=half, rows=half)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradientPlan:
-    """Inner products of gradients."""
+    """Inner products of gradients.
+
+    Attributes:
+        space: what is done to all gradients first.
+        doubt: multiply every term by the mean over the terms' checkpoints of 1 - p, the chance that the model gives
+            to other tokens than the row's, averaged over its targets (TRAK's Q); in a margin space.
+    """
 
     measurement: Measurement
-    inner: Literal["dot", "cosine", "layer_cosine"]
+    inner: InnerProduct
     terms: tuple[Term, ...]
+    space: Space = Space()
+    doubt: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is made of gradients as they are, without projection of its own, or curvature."""
+        return self.space == Space() and not any(term.steps or term.rows for term in self.terms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ Shapes: R targets, N examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, Plan, RepresentationPlan
 from headwater.checkpoints import BASE, TrainingRun
+from headwater.gradients.curvature.options import Curvature, Space
 from headwater.gradients.directional import Step
 from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement
@@ -30,17 +31,25 @@ class Visit:
     """All that is wanted of one checkpoint: its model is loaded once for all of it.
 
     Attributes:
-        keep_sides: the queries' gradients here are wanted at a later visit.
+        curvatures: to be fitted here.
+        keep_sides: forms in which the queries' gradients here are wanted at a later visit: in which space, and whether
+            they must be matrices.
     """
 
     checkpoint: str
     products: set[Product] = field(default_factory=set)
     differences: set[Difference] = field(default_factory=set)
     representations: set[RepresentationPlan] = field(default_factory=set)
-    keep_sides: bool = False
+    curvatures: set[tuple[Space, Curvature]] = field(default_factory=set)
+    keep_sides: set[tuple[Space, bool]] = field(default_factory=set)
 
 
-Key = tuple[str, Product | Difference | RepresentationPlan]
+@dataclass(frozen=True)
+class Doubt:
+    """1 - p of every row's targets, on average."""
+
+
+Key = tuple[str, Product | Difference | RepresentationPlan | Doubt]
 """Checkpoint of the example's side, and the number wanted there."""
 
 
@@ -55,10 +64,14 @@ def visits(run: TrainingRun, plans: Sequence[Plan]) -> list[Visit]:
             if isinstance(wanted, Product):
                 visit.products.add(wanted)
                 if wanted.query_at != place:
-                    by_name.setdefault(wanted.query_at, Visit(wanted.query_at)).keep_sides = True
+                    kept = (wanted.space, bool(wanted.steps))
+                    by_name.setdefault(wanted.query_at, Visit(wanted.query_at)).keep_sides.add(kept)
+                for step in (*wanted.steps, *wanted.rows):
+                    there = by_name.setdefault(step.at, Visit(step.at))
+                    there.curvatures.add((wanted.space, fitted_form(step.curvature)))
             elif isinstance(wanted, Difference):
                 visit.differences.add(wanted)
-            else:
+            elif isinstance(wanted, RepresentationPlan):
                 visit.representations.add(wanted)
     order = [c.name for c in reversed(run.checkpoints)] + [BASE]
     return [by_name[name] for name in order if name in by_name]
@@ -67,7 +80,10 @@ def visits(run: TrainingRun, plans: Sequence[Plan]) -> list[Visit]:
 def keys(plan: Plan) -> list[tuple[str, Key]]:
     """Term name and key of every term of a plan."""
     if isinstance(plan, GradientPlan):
-        return [(t.name, (t.example_at, Product(plan.measurement, plan.inner, t.query_at))) for t in plan.terms]
+        return [
+            (t.name, (t.example_at, Product(plan.measurement, plan.inner, t.query_at, plan.space, t.steps, t.rows)))
+            for t in plan.terms
+        ]
     if isinstance(plan, DirectionalPlan):
         step = Step(optimizer=plan.optimizer, learning_rate=plan.learning_rate, steps=plan.steps)
         return [(name, (name, Difference(plan.measurement, step))) for name in plan.at]
@@ -78,4 +94,14 @@ def keys(plan: Plan) -> list[tuple[str, Key]]:
 
 def terms(plan: Plan, done: Mapping[Key, np.ndarray]) -> dict[str, np.ndarray]:
     """Term name -> values [R, N] of a plan, from everything that was computed."""
-    return {name: done[key] for name, key in keys(plan)}
+    found = {name: done[key] for name, key in keys(plan)}
+    if isinstance(plan, GradientPlan) and plan.doubt:
+        places = dict.fromkeys(term.example_at for term in plan.terms)
+        doubt_N = np.mean([done[place, Doubt()] for place in places], axis=0)
+        found = {name: values_RN * doubt_N for name, values_RN in found.items()}
+    return found
+
+
+def fitted_form(curvature: Curvature) -> Curvature:
+    """What decides a fit: damping is added later."""
+    return replace(curvature, damping=0.0, relative=True)

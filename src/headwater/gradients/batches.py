@@ -5,8 +5,10 @@ Shapes: B examples, T input tokens of the longest of them, K targets of all of t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ class Batch:
         weight_K: 1 / (number of targets of the example), so that the weighted sum of token losses is the mean
             negative log-likelihood of the example's own targets, whatever the batch. Its type is that of the sums.
         column_BC: the places of each example, padded with its first position. real_BC: False at padding.
+        uniform_K: where labels are sampled from the model, a number in [0, 1) for each target. margin: the loss of a
+            token is -log(p / (1 - p)).
     """
 
     input_ids_BT: torch.Tensor
@@ -34,6 +38,8 @@ class Batch:
     weight_K: torch.Tensor
     column_BC: torch.Tensor
     real_BC: torch.Tensor
+    uniform_K: torch.Tensor | None = None
+    margin: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,12 +47,27 @@ class Batch:
         return rows, tokens
 
 
-def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype, *, whole: bool = False) -> Batch:
+Loss = Literal["likelihood", "margin", "sampled"]
+"""What an example's gradient is taken of: the mean over its targets of -log p (the loss of training); of
+-log(p / (1 - p)) (TRAK's output function); of -log p of labels sampled from the model, each token weighted by
+1 / sqrt(targets), so that the mean outer product of such gradients is the Fisher matrix of the mean loss."""
+
+
+def collate(
+    rows: Sequence[Encoded],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    whole: bool = False,
+    loss: Loss = "likelihood",
+    seed: int = 0,
+) -> Batch:
     """Pads rows to one length.
 
     Args:
         dtype: the type the loss is summed in.
         whole: keep every token of the rows.
+        seed: of sampled labels, which depend on it and on the example's own tokens alone.
     """
     targets = [np.flatnonzero(row.loss_mask) for row in rows]
     used = [row.length if whole or not len(at) else int(at[-1]) for row, at in zip(rows, targets, strict=True)]
@@ -58,7 +79,8 @@ def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype, *
         attention[b, :length] = 1
     place = np.concatenate([b * longest + at - 1 for b, at in enumerate(targets)])
     token = np.concatenate([row.input_ids[at] for row, at in zip(rows, targets, strict=True)])
-    weight = np.concatenate([np.full(len(at), 1 / max(1, len(at))) for at in targets])
+    power = 0.5 if loss == "sampled" else 1.0
+    weight = np.concatenate([np.full(len(at), max(1, len(at)) ** -power) for at in targets])
 
     most = max(1, *(len(at) for at in targets))
     column = np.repeat(np.arange(len(rows), dtype=np.int64)[:, None] * longest, most, 1)
@@ -71,7 +93,17 @@ def collate(rows: Sequence[Encoded], device: torch.device, dtype: torch.dtype, *
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     ends = moved(place), moved(token), moved(weight).to(dtype)
-    return Batch(moved(ids), moved(attention), *ends, moved(column), moved(real))
+    chance = None
+    if loss == "sampled":
+        chance = moved(np.concatenate([_uniform(row, len(at), seed) for row, at in zip(rows, targets, strict=True)]))
+    return Batch(moved(ids), moved(attention), *ends, moved(column), moved(real), chance, loss == "margin")
+
+
+def _uniform(row: Encoded, count: int, seed: int) -> np.ndarray:
+    """Numbers in [0, 1) that depend on the seed and the example's tokens alone [count]."""
+    digest = hashlib.blake2b(row.input_ids.tobytes(), digest_size=16, key=seed.to_bytes(8, "little"))
+    digest.update(row.loss_mask.tobytes())
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little"))).random(count)
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ Shapes: B examples, T tokens (padded), N = B T, I inputs, O outputs, S sides, U 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,7 @@ import torch
 
 from headwater.errors import NumericalError
 from headwater.examples import Encoded
-from headwater.gradients.batches import collate, length_buckets
+from headwater.gradients.batches import Loss, collate, length_buckets
 from headwater.gradients.factors import FactorHooks
 
 Form = Literal["factored", "applied", "materialised"]
@@ -177,6 +177,19 @@ class SideGradients:
     layers: tuple[LayerGradients, ...]
     gram_LSS: torch.Tensor
 
+    @classmethod
+    def of_matrices(cls, matrices: Sequence[torch.Tensor]) -> SideGradients:
+        """From gradients [S, O, I] of every layer.
+
+        Raises:
+            NumericalError: NaN or infinity among them.
+        """
+        layers = tuple(LayerGradients(None, DenseGradients.of(g_SOI)) for g_SOI in matrices)
+        gram_LSS = torch.stack([layer.gram() for layer in layers])
+        if not torch.isfinite(gram_LSS).all():
+            raise _not_finite("the gradient of a query")
+        return cls(layers, gram_LSS)
+
     def flat(self) -> torch.Tensor:
         """All layers laid end to end [S, F], each O x I by rows; every layer must be there as matrices."""
         stored = [layer.matrices for layer in self.layers]
@@ -270,6 +283,7 @@ def side_gradients(
     form: Form | None = None,
     forms: Sequence[Form] = FORMS,
     examples: int = 1,
+    loss: Loss = "likelihood",
 ) -> SideGradients:
     """Gradient of the mean negative log-likelihood of every side, in the form (or both) that contracts cheapest.
 
@@ -279,6 +293,7 @@ def side_gradients(
         memory: bytes for all of it; where the cheaper representation would take more, the smaller one is kept.
         form: the only form that will be used. forms: those that may be (scores by token are never "materialised").
         examples: how many will be contracted; only then is it known whether a low rank is worth finding.
+        loss: what the gradients are taken of.
 
     Raises:
         NumericalError: NaN or infinity in a gradient.
@@ -313,7 +328,7 @@ def side_gradients(
     finite = torch.ones((), dtype=torch.bool, device=hooks.device)
     with hooks.attached():
         for rows in length_buckets([side.length for side in sides], batch_tokens):
-            batch = collate([sides[row] for row in rows], hooks.device, hooks.precision)
+            batch = collate([sides[row] for row in rows], hooks.device, hooks.precision, loss=loss)
             numbers = torch.tensor(rows, device=hooks.device)
 
             def keep(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor, numbers: torch.Tensor = numbers) -> None:
@@ -358,8 +373,15 @@ class Contraction:
         chosen: how often each form was taken, over all layers and batches.
     """
 
-    def __init__(self, stored: Sequence[SideGradients], *, norm: bool, form: Form | None = None) -> None:
-        self._stored, self._norm, self._form = stored, norm, form
+    def __init__(
+        self,
+        stored: Sequence[SideGradients],
+        *,
+        norm: bool,
+        form: Form | None = None,
+        mapped: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self._stored, self._norm, self._form, self._mapped = stored, norm, form, mapped
         self.chosen: dict[Form, int] = dict.fromkeys(FORMS, 0)
 
     def __call__(
@@ -367,6 +389,9 @@ class Contraction:
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Inner products [S, B] of layer `number` with each set, and squared norms [B] if they are wanted."""
         layers = [one.layers[number] for one in self._stored]
+        if self._mapped is not None:
+            self.chosen["materialised"] += 1
+            return self._of_mapped(number, layers, a_BTI, d_BTO)
         form = self._choose(layers, a_BTI, d_BTO)
         self.chosen[form] += 1
         if form == "materialised":
@@ -385,6 +410,25 @@ class Contraction:
         sources = [layer.tokens or layer.matrices for layer in layers]
         dots = [one.by_token(a_BTI, d_BTO) for one in sources if one is not None]
         return dots, example_norm(a_BTI, d_BTO) if self._norm else None
+
+    def _of_mapped(
+        self, number: int, layers: Sequence[LayerGradients], a_BTI: torch.Tensor, d_BTO: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """The same for examples whose gradients are formed and changed first."""
+        assert self._mapped is not None
+        matrices = [layer.matrix().flatten(1) for layer in layers]
+        dots = [a_BTI.new_zeros(len(one), len(a_BTI)) for one in matrices]
+        squares_B = a_BTI.new_zeros(len(a_BTI))
+        size = a_BTI.shape[2] * d_BTO.shape[2]
+        rows = max(1, BLOCK_NUMBERS.get(a_BTI.device.type, 1 << 24) // size)
+        for start in range(0, len(a_BTI), rows):
+            part = slice(start, start + rows)
+            g_BD = self._mapped(number, torch.bmm(d_BTO[part].mT, a_BTI[part])).flatten(1)
+            for out_SB, one_SD in zip(dots, matrices, strict=True):
+                out_SB[:, part] = one_SD @ g_BD.T
+            if self._norm:
+                squares_B[part] = g_BD.square().sum(1)
+        return dots, squares_B if self._norm else None
 
     def sentence(self) -> str:
         total = max(1, sum(self.chosen.values()))

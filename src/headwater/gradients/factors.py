@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from headwater.errors import ModelError
 from headwater.gradients.batches import Batch
 from headwater.gradients.layers import Layer
-from headwater.gradients.loss import head_of, losses
-from headwater.gradients.projection import Projection
+from headwater.gradients.loss import by_example, head_of, token_losses
+from headwater.gradients.projection import Projection, ProjectionMatrices, Scales
 from headwater.gradients.trimming import Columns, trimmable, trimmed, trims
 
 Consume = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -40,6 +40,7 @@ class FactorHooks:
         precision: type the factors are handed over in, whatever the model's.
         projection: makes both factors smaller where they are first seen, so that no full one is kept; the consumer
             then sees r_i inputs and r_o outputs.
+        scales: factors of each layer's inputs and outputs, before the projection.
         trim: compute the last block at predicting positions only, where that saves something; its factors then have
             the predicting positions, not all T.
         recompute: forget the activations inside the model's blocks and compute them again in the backward pass
@@ -53,12 +54,15 @@ class FactorHooks:
         *,
         precision: torch.dtype,
         projection: Projection | None = None,
+        scales: Scales | None = None,
         recompute: bool = False,
         trim: bool = True,
     ) -> None:
         self._model, self._layers = model, layers
         self.precision, self.device = precision, next(model.parameters()).device
         self._matrices = projection.matrices(self.device, precision) if projection else None
+        if scales is not None:
+            self._matrices = (self._matrices or ProjectionMatrices.none(len(layers))).scaled(scales)
         self.shapes = [(layer.in_features, layer.out_features) for layer in layers]
         if projection is not None:
             self.shapes = [(layer.rank_in, layer.rank_out) for layer in projection.layers]
@@ -67,6 +71,8 @@ class FactorHooks:
         self._columns = Columns()
         self._narrow: list[nn.Module] = []
         self._shape = (0, 0)
+        self.token_losses_K = torch.zeros(0)
+        """Losses of the targets of the batch that came last."""
         self._consume: Consume | None = None
         self._counting = False
         self._pending = [0] * len(layers)
@@ -103,11 +109,13 @@ class FactorHooks:
             with torch.enable_grad(), trimmed(self._narrow, self._columns):
                 self._columns.batch = batch
                 self._counting = True
-                losses_B = losses(self._model, batch, own_head=self._own_head)
+                nll_K = token_losses(self._model, batch, own_head=self._own_head)
                 self._counting = False  # from here on a forward pass is one that is made again
+                losses_B = by_example(nll_K * batch.weight_K, batch)
                 losses_B.sum().backward()  # type: ignore[no-untyped-call]
         finally:
             self._consume = self._columns.batch = None
+        self.token_losses_K = nll_K.detach()
         return losses_B.detach()
 
     def _unneeded(self, batch: Batch) -> list[nn.Module]:

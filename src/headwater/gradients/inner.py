@@ -21,6 +21,8 @@ import torch
 from headwater.gradients.batches import Batch
 from headwater.gradients.by_token import at_positions
 from headwater.gradients.contraction import Contraction, Form, SideGradients
+from headwater.gradients.curvature.options import Space, Step
+from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.measurement import Measurement
 
@@ -30,24 +32,43 @@ InnerProduct = Literal["dot", "cosine", "layer_cosine"]
 @dataclass(frozen=True, order=True)
 class Product:
     """One number per target and example: which measurement, by which inner product, with the query's gradient
-    taken at which checkpoint (its name)."""
+    taken at which checkpoint (its name).
+
+    Attributes:
+        space: what is done to the gradients of both sides first. steps: what the query's gradient is multiplied by.
+        rows: the same for the example's.
+    """
 
     measurement: Measurement
     inner: InnerProduct
     query_at: str
+    space: Space = Space()
+    steps: tuple[Step, ...] = ()
+    rows: tuple[Step, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an inner product of gradients as they are."""
+        return self.space == Space() and not self.steps and not self.rows
+
+    @property
+    def query(self) -> str:
+        """Name of the query's gradients: their checkpoint, and what they are multiplied by."""
+        return self.query_at if not self.steps else f"{self.query_at} {self.steps}"
 
 
 class Contractor:
     """Contracts batches of examples at one checkpoint against stored gradients of the sides.
 
     Args:
-        stored: checkpoint name -> gradients of the sides there.
+        stored: name of the queries' gradients (`Product.query`) -> gradients of the sides.
         matrices: measurement -> M [R, S].
         products: what to compute.
         form: the only form of contraction to use, where a layer has it; None: the cheapest for each layer and batch.
         by_token: scores of every token of the examples, whose sum is the example's score.
         squared: squared norms of the measurements' gradients [L, R], by measurement and checkpoint; None: those of
             M times the sides. Others are given where the targets are parts of a measurement.
+        mapped: what is done to the examples' gradients, layer by layer, before anything else (`Product.rows`).
     """
 
     def __init__(
@@ -59,11 +80,13 @@ class Contractor:
         form: Form | None = None,
         by_token: bool = False,
         squared: Mapping[tuple[Measurement, str], torch.Tensor] | None = None,
+        mapped: Map | None = None,
     ) -> None:
-        self._names = sorted({product.query_at for product in products})
+        self._names = sorted({product.query for product in products})
         sets = [stored[name] for name in self._names]
         self._products, self._by_token = products, by_token
-        self.contraction = Contraction(sets, norm=any(product.inner != "dot" for product in products), form=form)
+        norm = any(product.inner != "dot" for product in products)
+        self.contraction = Contraction(sets, norm=norm, form=form, mapped=mapped)
         gram = sets[0].gram_LSS
         self._layers = len(gram)
         self._matrix_RS = {m: torch.from_numpy(matrix).to(gram) for m, matrix in matrices.items()}
@@ -95,17 +118,17 @@ class Contractor:
                 norm_B.add_(squared_B)
             for product, sum_RX in sums.items():
                 value_RX = torch.tensordot(
-                    self._matrix_RS[product.measurement], dots[self._names.index(product.query_at)], 1
+                    self._matrix_RS[product.measurement], dots[self._names.index(product.query)], 1
                 )
                 if product.inner == "layer_cosine" and squared_B is not None:
-                    value_RX *= _spread(self._inverse_LR[product.measurement, product.query_at][number], 0, value_RX)
+                    value_RX *= _spread(self._inverse_LR[product.measurement, product.query][number], 0, value_RX)
                     value_RX *= _spread(_inverse_norm(squared_B), 1, value_RX)
                 sum_RX.add_(value_RX)
 
         losses_B = hooks.backward(batch, consume)
         for product, sum_RX in sums.items():
             if product.inner == "cosine":
-                sum_RX *= _spread(self._inverse_R[product.measurement, product.query_at], 0, sum_RX)
+                sum_RX *= _spread(self._inverse_R[product.measurement, product.query], 0, sum_RX)
                 sum_RX *= _spread(_inverse_norm(norm_B), 1, sum_RX)
             elif product.inner == "layer_cosine":
                 sum_RX /= self._layers

@@ -7,6 +7,9 @@ model's head is a plain linear layer on its body's last hidden state (checked on
 computed from hidden states at the predicting positions only, a block of positions at a time: no logits are kept, and
 the gradient of the hidden state is made in the same sweep. Elsewhere the model computes its own logits.
 
+Two other losses have the same sweep (`batches.Loss`): the margin, mean -log(p / (1 - p)), and the likelihood of labels
+that are sampled from the model.
+
 No attention mask is needed then: in a causal model no token sees the padding on its right.
 
 Shapes: B examples, T tokens, K targets, H hidden size, V vocabulary.
@@ -48,11 +51,20 @@ def losses(model: nn.Module, batch: Batch, *, own_head: bool = False) -> torch.T
     Args:
         own_head: let the model's own forward apply its output head, so that hooks on the head see it.
     """
+    return by_example(token_losses(model, batch, own_head=own_head) * batch.weight_K, batch)
+
+
+def token_losses(model: nn.Module, batch: Batch, *, own_head: bool = False) -> torch.Tensor:
+    """The batch's loss of each target, unweighted [K]."""
     head = None if own_head else head_of(model, batch)
-    nll_K = _own_token_losses(model, batch) if head is None else _token_losses(head, batch)
+    return _own_token_losses(model, batch) if head is None else _token_losses(head, batch)
+
+
+def by_example(value_K: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sums of the targets' values [B]."""
     rows, tokens = batch.shape
-    nll_N = nll_K.new_zeros(rows * tokens)
-    return nll_N.index_put((batch.place_K,), nll_K * batch.weight_K).view(rows, tokens).sum(1)
+    value_N = value_K.new_zeros(rows * tokens)
+    return value_N.index_put((batch.place_K,), value_K).view(rows, tokens).sum(1)
 
 
 def head_of(model: nn.Module, batch: Batch) -> _Head | None:
@@ -66,7 +78,8 @@ def head_of(model: nn.Module, batch: Batch) -> _Head | None:
 def _token_losses(head: _Head, batch: Batch) -> torch.Tensor:
     hidden_BTH = head.body(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
     hidden_KH = hidden_BTH.flatten(0, 1).index_select(0, batch.place_K)
-    nll: torch.Tensor = _HeadLoss.apply(hidden_KH, head.weight_VH, head.bias_V, batch.target_K, batch.weight_K.dtype)  # type: ignore[no-untyped-call]
+    weights = (head.weight_VH, head.bias_V)
+    nll: torch.Tensor = _HeadLoss.apply(hidden_KH, *weights, batch, batch.weight_K.dtype)  # type: ignore[no-untyped-call]
     return nll
 
 
@@ -75,11 +88,11 @@ class _HeadLoss(torch.autograd.Function):
 
     With m the largest logit, e = exp(logits - m), r the sum of e over all but the target and s = r + e[target], the
     gradient of the logits is e/s, and -r/s at the target: no difference of nearly equal numbers, so that the small
-    gradients of well-fitted tokens keep their digits.
+    gradients of well-fitted tokens keep their digits. The margin's is e/r, and -1 at the target.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_KH: Any, weight_VH: Any, bias_V: Any, target_K: Any, dtype: torch.dtype) -> Any:
+    def forward(ctx: Any, hidden_KH: Any, weight_VH: Any, bias_V: Any, batch: Batch, dtype: torch.dtype) -> Any:
         count = len(hidden_KH)
         wanted = ctx.needs_input_grad[0]
         nll_K = hidden_KH.new_empty(count, dtype=dtype)
@@ -88,16 +101,25 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, count, block):
             part = slice(start, min(start + block, count))
             logits = F.linear(hidden_KH[part], weight_VH, bias_V).to(dtype)
-            target = target_K[part, None]
+            target = batch.target_K[part, None]
             highest = logits.max(1, keepdim=True).values
             e = logits.sub_(highest)
-            logit_t = e.gather(1, target)
-            e.exp_()
+            if batch.uniform_K is None:
+                logit_t = e.gather(1, target)
+                e.exp_()
+            else:
+                e.exp_()
+                target = _sampled(e, batch.uniform_K[part])
+                logit_t = e.gather(1, target).log()
             e_t = e.gather(1, target)
             e.scatter_(1, target, 0.0)
             r = e.sum(1, keepdim=True)
             s = r + e_t
-            nll_K[part] = torch.where(e_t > r, torch.log1p(r / e_t), s.log() - logit_t)[:, 0]
+            if batch.margin:
+                nll_K[part] = (r.clamp_min(torch.finfo(dtype).tiny).log() - logit_t)[:, 0]
+                s = r.clamp_min(torch.finfo(dtype).tiny)
+            else:
+                nll_K[part] = torch.where(e_t > r, torch.log1p(r / e_t), s.log() - logit_t)[:, 0]
             if grad_KH is not None:
                 e.scatter_(1, target, -r)
                 grad_KH[part] = (e.to(weight_VH.dtype) @ weight_VH).div_(s)
@@ -109,6 +131,13 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *above: Any) -> Any:
         (grad_KH,) = ctx.saved_tensors
         return (grad_KH * above[0][:, None].to(grad_KH.dtype), None, None, None, None)
+
+
+def _sampled(e_KV: torch.Tensor, uniform_K: torch.Tensor) -> torch.Tensor:
+    """Labels [K, 1] with chances in proportion to e: the first at which the running sum exceeds u times the whole."""
+    sum_KV = e_KV.cumsum(1)
+    at_K1 = torch.searchsorted(sum_KV, uniform_K[:, None].to(sum_KV) * sum_KV[:, -1:], right=True)
+    return at_K1.clamp_max(e_KV.shape[1] - 1)
 
 
 def _own_token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -123,7 +152,14 @@ def _own_token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
         arguments["logits_to_keep"], column_K = torch.unique(column_K, return_inverse=True)
     logits = model(**arguments).logits
     logits_KV = logits[batch.place_K // tokens, column_K].to(batch.weight_K.dtype)
-    return F.cross_entropy(logits_KV, batch.target_K, reduction="none")
+    target_K = batch.target_K
+    if batch.uniform_K is not None:
+        target_K = _sampled(logits_KV.detach().softmax(1), batch.uniform_K)[:, 0]
+    nll_K = F.cross_entropy(logits_KV, target_K, reduction="none")
+    if not batch.margin:
+        return nll_K
+    others_KV = logits_KV.scatter(1, target_K[:, None], -torch.inf)
+    return others_KV.logsumexp(1) - logits_KV.gather(1, target_K[:, None])[:, 0]
 
 
 def _find_head(model: Any) -> _Head | None:

@@ -99,12 +99,31 @@ class Projection:
         )
 
 
+Scales = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Factors of each layer's inputs [I] and outputs [O]."""
+
+
 @dataclass(frozen=True)
 class ProjectionMatrices:
-    """P_i' [I, r_i] and P_o' [O, r_o] of every layer; None where a side is left as it is."""
+    """P_i' [I, r_i] and P_o' [O, r_o] of every layer; None where a side is left as it is, [I] where it is scaled."""
 
     inputs: tuple[torch.Tensor | None, ...]
     outputs: tuple[torch.Tensor | None, ...]
+
+    @classmethod
+    def none(cls, layers: int) -> ProjectionMatrices:
+        return cls((None,) * layers, (None,) * layers)
+
+    def scaled(self, scales: Scales) -> ProjectionMatrices:
+        """The same after scaling: P_i diag(scale)."""
+
+        def side(matrix: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
+            return scale if matrix is None else scale.to(matrix)[:, None] * matrix
+
+        return ProjectionMatrices(
+            tuple(side(matrix, pair[0]) for matrix, pair in zip(self.inputs, scales, strict=True)),
+            tuple(side(matrix, pair[1]) for matrix, pair in zip(self.outputs, scales, strict=True)),
+        )
 
     def activations(self, number: int, a: torch.Tensor) -> torch.Tensor:
         """P_i a of layer `number`, for a [..., I]."""
@@ -125,4 +144,6 @@ def signs(key: str, size: int, rank: int) -> np.ndarray:
 
 
 def _times(x: torch.Tensor, matrix: torch.Tensor | None) -> torch.Tensor:
-    return x if matrix is None else x.to(matrix.dtype) @ matrix
+    if matrix is None:
+        return x
+    return x.to(matrix.dtype) * matrix if matrix.ndim == 1 else x.to(matrix.dtype) @ matrix

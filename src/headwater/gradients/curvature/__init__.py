@@ -1,0 +1,1 @@
+"""Curvature: what a query's gradient is multiplied by, P in the one equation."""
