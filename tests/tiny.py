@@ -134,6 +134,27 @@ FACTS = [
 ]  # fmt: skip
 
 
+def optimizer_state(made: Any, seed: int = 0) -> dict[str, Any]:
+    """AdamW's state as Trainer saves it: two groups, parameters numbered group by group; moments at random."""
+    from transformers import Trainer
+
+    decayed = set(Trainer.get_decay_parameter_names(None, made))  # type: ignore[arg-type]
+    parameters = dict(made.named_parameters())
+    order = [n for n in parameters if n in decayed] + [n for n in parameters if n not in decayed]
+    chance = torch.Generator().manual_seed(seed)
+    moments = {}
+    for number, name in enumerate(order):
+        shape = parameters[name].shape
+        moments[number] = {
+            "step": torch.tensor(3.0),
+            "exp_avg": 0.01 * torch.randn(shape, generator=chance),
+            "exp_avg_sq": torch.rand(shape, generator=chance),
+        }
+    count = len(decayed)
+    groups = [{"params": list(range(count))}, {"params": list(range(count, len(order)))}]
+    return {"state": moments, "param_groups": groups}
+
+
 def training_run(folder: Path, architecture: str = "llama", checkpoints: int = 2, lora: bool = False) -> Path:
     """A run on disk as Trainer leaves it: folder/base and folder/run/checkpoint-*, with trainer_state.json."""
     torch.manual_seed(0)
@@ -155,6 +176,8 @@ def training_run(folder: Path, architecture: str = "llama", checkpoints: int = 2
         words.save_pretrained(place)
         for step in range(3 * number - 2, 3 * number + 1):
             history.append({"step": step, "epoch": step / 3, "learning_rate": 1e-3 * (10 - step)})
+        if not lora:
+            torch.save(optimizer_state(current), place / "optimizer.pt")
         state = {"global_step": 3 * number, "epoch": float(number), "log_history": history}
         (place / "trainer_state.json").write_text(json.dumps(state))
     return folder

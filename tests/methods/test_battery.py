@@ -31,7 +31,7 @@ Answers = dict[str, hw.Scores]
 
 @pytest.fixture(scope="module")
 def run(run_folder: Path) -> hw.TrainingRun:
-    return hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base")
+    return hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base", allow_pickle=True)
 
 
 @pytest.fixture(params=list(METHODS))
@@ -60,7 +60,18 @@ def near(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
 
 def tolerance(method: Any, run: hw.TrainingRun) -> float:
     """Relative: a difference of two losses loses the digits that the losses share; bm25s sums in float32."""
-    return {DirectionalPlan: 1e-8, TextPlan: 1e-6}.get(type(method.plan(run)), 1e-11)
+    plan = method.plan(run)
+    if isinstance(plan, GradientPlan) and plan.fitted:
+        return 1e-8  # eigenvectors
+    return {DirectionalPlan: 1e-8, TextPlan: 1e-6}.get(type(plan), 1e-11)
+
+
+def itself(plan: Any, name: str) -> bool:
+    """Whether a term compares a gradient with itself where row and query are the same."""
+    if not isinstance(plan, GradientPlan):
+        return True
+    term = next(term for term in plan.terms if term.name == name)
+    return term.query_at == term.example_at and (not term.rows or term.rows == term.steps)
 
 
 def rows_of(numbers: Sequence[int]) -> hw.Examples:
@@ -98,14 +109,17 @@ def test_self_influence_is_positive_and_a_self_cosine_is_one(run: hw.TrainingRun
         return
     scores = scored(run, method, TRAIN, LOSS)
     for name, term in scores.terms.items():
+        if not itself(plan, name):
+            continue
         assert term[0, SELF] > 0, name
         if getattr(plan, "inner", "cosine") != "dot" and not isinstance(plan, DirectionalPlan):
             assert term[0, SELF] == pytest.approx(1, abs=1e-12), name
 
 
 def test_row_order_and_duplicates_change_nothing(run: hw.TrainingRun, method: Any) -> None:
-    if isinstance(method.plan(run), TextPlan):
-        order = [3, 0, 11, 5, 1, 2, 4, 6, 7, 8, 9, 10]  # a duplicate changes how rare its words are
+    plan = method.plan(run)
+    if isinstance(plan, TextPlan) or (isinstance(plan, GradientPlan) and plan.fitted):
+        order = [3, 0, 11, 5, 1, 2, 4, 6, 7, 8, 9, 10]  # a duplicate changes how rare its words are, and the curvature
     else:
         method = dataclasses.replace(method, beta=0.25) if hasattr(method, "beta") else method  # auto looks at all rows
         order = [3, 0, 11, 5, 1, 3, 2, 4, 6, 7, 8, 9, 10, 3, 0]
@@ -136,7 +150,7 @@ def test_planted_copy_of_the_wrong_answer_is_found(run: hw.TrainingRun, method: 
     scores = scored(run, method, rows, CONTRASTS[:1])
     plan = method.plan(run)
     implied = isinstance(plan, RepresentationPlan | TextPlan) or (
-        isinstance(plan, GradientPlan) and plan.inner != "dot"
+        isinstance(plan, GradientPlan) and plan.inner != "dot" and all(itself(plan, name) for name in scores.terms)
     )
     first = 2 if implied else len(rows) // 2
     assert "planted" in [row.id for row in scores.top(first)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,10 @@ class Curvatures:
             if stage.whole:
                 hooks = place.hooks(rank=space.rank, scales=scales, trim=False)
             loss = curvature.loss if curvature.labels == "sampled" else space.loss
-            self._sum(stage, hooks, f"{name}-{len(stages)}", place, loss, curvature.seed)
+            # K-FAC's sums are EK-FAC's first ones
+            owner = replace(curvature, kind="kfac") if isinstance(stage, fitting.Covariances) else curvature
+            piece = f"{_name(at, space, owner)}-{len(stages)}"
+            self._sum(stage, hooks, piece, place, loss, curvature.seed)
             stages.append(stage)
         self._state.save(name, fitting.spectrum_of(curvature, stages).arrays())
 
@@ -79,7 +83,7 @@ class Curvatures:
         return [(c.to(place.device, place.precision), r.to(place.device, place.precision)) for c, r in stage.scales()]
 
     def apply(self, sides: SideGradients, steps: Sequence[Step], space: Space) -> SideGradients:
-        """The sides, which must be there as matrices, times f(H) of each step."""
+        """The sides, times f(H) of each step."""
         matrices = [layer.matrix() for layer in sides.layers]
         for step in steps:
             matrices = self._spectrum(step, space, matrices[0].device).apply(step, matrices)

@@ -337,7 +337,8 @@ class _Loop:
             else:
                 place = loaded()
                 matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
-                stored = {p.query: self._stored(p, number, name, place, part) for p in products}
+                dense = any(p.steps or p.rows for p in products)
+                stored = {p.query: self._stored(p, number, name, place, part, dense) for p in products}
                 hooks = place.hooks(rank=space.rank, scales=self.curved.scales(name, space, loaded))
                 mapped = self.curved.rows_map(rows, space, place.device)
                 found, sentence = passes.gradient_pass(
@@ -433,11 +434,12 @@ class _Loop:
     def _form(self) -> Form | None:
         return None if self.compute.contraction == "auto" else self.compute.contraction
 
-    def _stored(self, product: Product, block: int, here: str, place: Place, sides: Sides) -> SideGradients:
-        """The queries' gradients of a product, times what they are multiplied by."""
+    def _stored(
+        self, product: Product, block: int, here: str, place: Place, sides: Sides, dense: bool
+    ) -> SideGradients:
+        """The queries' gradients of a product, times what they are multiplied by; `dense`: as matrices."""
         from headwater.gradients.contraction import SideGradients
 
-        dense = bool(product.steps or product.rows)
         kept = self.state.load(_sides_name(product.query_at, block, product.space, bool(product.steps)))
         if kept is not None:
             found = SideGradients.of_arrays(kept, place.device)
@@ -445,7 +447,9 @@ class _Loop:
             raise RuntimeError(f"the queries' gradients at {product.query_at} were not kept")
         else:
             found = self._side_gradients(place, sides, product.space, dense)
-        return self.curved.apply(found, product.steps, product.space) if product.steps else found
+        if product.steps:
+            return self.curved.apply(found, product.steps, product.space)
+        return found.dense() if dense else found
 
     def _blocks(self, sides: Sides, queries: Sequence[Query], loaded: Any) -> list[list[int]]:
         kept = self.state.load("blocks")

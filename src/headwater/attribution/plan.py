@@ -82,6 +82,12 @@ class GradientPlan:
         """Whether it is made of gradients as they are, without projection of its own, or curvature."""
         return self.space == Space() and not any(term.steps or term.rows for term in self.terms)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether a row's score depends on the other rows, through curvature that is fitted to them."""
+        steps = [step for term in self.terms for step in (*term.steps, *term.rows)]
+        return self.space.scaled or any(step.curvature.kind != "adam" for step in steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionalPlan:

@@ -104,6 +104,11 @@ class FactoredGradients:
             side.append(torch.full((len(b[-1]),), s, device=self.side_U.device))
         return FactoredGradients(torch.cat(b), torch.cat(e), torch.cat(side), self.sides)
 
+    def matrices(self) -> torch.Tensor:
+        """G_s [S, O, I]."""
+        own = [self.side_U == s for s in range(self.sides)]
+        return torch.stack([self.e_UO[at].T @ self.b_UI[at] for at in own])
+
     def _sum_tokens(self, x_UX: torch.Tensor) -> torch.Tensor:
         out_SX = x_UX.new_zeros(self.sides, x_UX.shape[1])
         return out_SX.index_add_(0, self.side_U, x_UX)
@@ -155,9 +160,11 @@ class LayerGradients:
         return one.gram()
 
     def matrix(self) -> torch.Tensor:
-        """The gradients of the sides [S, O, I]; they must be there as matrices."""
-        assert self.matrices is not None
-        return torch.cat(self.matrices.slices, 1)
+        """The gradients of the sides [S, O, I]."""
+        if self.matrices is not None:
+            return torch.cat(self.matrices.slices, 1)
+        assert self.tokens is not None
+        return self.tokens.matrices()
 
     @property
     def pairs(self) -> int:
@@ -189,6 +196,12 @@ class SideGradients:
         if not torch.isfinite(gram_LSS).all():
             raise _not_finite("the gradient of a query")
         return cls(layers, gram_LSS)
+
+    def dense(self) -> SideGradients:
+        """The same, every layer as matrices."""
+        if all(layer.matrices is not None for layer in self.layers):
+            return self
+        return SideGradients.of_matrices([layer.matrix() for layer in self.layers])
 
     def flat(self) -> torch.Tensor:
         """All layers laid end to end [S, F], each O x I by rows; every layer must be there as matrices."""

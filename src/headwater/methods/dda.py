@@ -20,7 +20,9 @@ import numpy as np
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, Plan, Term, Terms
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import UsageError
+from headwater.gradients.curvature.options import Curvature
 from headwater.gradients.measurement import Measurement, Target
+from headwater.methods.influence import space_of
 from headwater.scores import robust_deviations
 
 BETAS = np.round(np.arange(-1.0, 1.0001, 0.05), 2)
@@ -48,6 +50,8 @@ class DDA:
         engine: "gradient", or "directional": per checkpoint the difference of losses between a ground and an error
             model, the authors' own form (status C), with 3 AdamW steps at 5e-6 as in CEA's code.
         learning_rate: of the directional engine's steps.
+        curvature: P on the query's side, at each checkpoint; None: the identity. With a cosine, both sides are
+            multiplied by its inverse root.
         label: the name of the results; None: "dda", or "dda-difference" for the directional engine.
     """
 
@@ -58,6 +62,7 @@ class DDA:
     checkpoint_weights: tuple[float, ...] | None = None
     engine: Literal["gradient", "directional"] = "gradient"
     learning_rate: float = 5e-6
+    curvature: Literal["fisher", "diagonal", "adam", "kfac", "ekfac", "datainf"] | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +77,14 @@ class DDA:
                 f"learning_rate={self.learning_rate} with the gradient engine",
                 expected="no step: gradients are exact",
                 fix="leave learning_rate out, or use engine='directional'",
+            )
+        if self.curvature is not None:
+            Curvature.named(self.curvature)
+        if self.engine == "directional" and self.curvature is not None:
+            raise UsageError(
+                f"curvature={self.curvature!r} with the directional engine",
+                expected="none: its steps are the optimizer's",
+                fix="leave it out, or use engine='gradient'",
             )
         if self.beta != "auto" and not (isinstance(self.beta, int | float) and np.isfinite(self.beta)):
             raise UsageError(f"beta={self.beta!r}", expected="a finite number or 'auto'", fix="correct beta")
@@ -117,7 +130,15 @@ class DDA:
             terms.append(Term.at(BASE))
         elif self.uses_base:
             terms += [Term(name=f"{name} x {BASE}", query_at=name, example_at=BASE) for name in tuned]
-        return GradientPlan(measurement=self.measurement, inner=self.inner, terms=tuple(terms))
+        if self.curvature is None:
+            return GradientPlan(measurement=self.measurement, inner=self.inner, terms=tuple(terms))
+        curvature = Curvature.named(self.curvature)
+        return GradientPlan(
+            measurement=self.measurement,
+            inner=self.inner,
+            terms=tuple(term.curved(curvature, self.inner) for term in terms),
+            space=space_of(self.curvature, None),
+        )
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
         tuned = dict(zip((c.name for c in run.checkpoints), self._checkpoint_weights(run), strict=True))

@@ -71,31 +71,37 @@ class TracIn:
         return "tracin"
 
     def plan(self, run: TrainingRun) -> Plan:
-        self._rates(run)
+        learning_rates(run, self.learning_rates, "TracIn")
         terms = tuple(Term.at(c.name) for c in run.checkpoints)
         return GradientPlan(measurement=self.measurement, inner="dot", terms=terms)
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
-        return dict(zip((c.name for c in run.checkpoints), self._rates(run), strict=True))
+        return dict(zip((c.name for c in run.checkpoints), learning_rates(run, self.learning_rates, "TracIn"), strict=True))
 
-    def _rates(self, run: TrainingRun) -> list[float]:
-        if self.learning_rates is not None:
-            if len(self.learning_rates) != len(run.checkpoints):
-                raise UsageError(
-                    f"{len(self.learning_rates)} learning rates for {len(run.checkpoints)} checkpoints",
-                    expected="one for each checkpoint",
-                    fix="give as many as there are checkpoints",
-                )
-            return list(self.learning_rates)
-        without = [c.name for c in run.checkpoints if c.learning_rate is None]
-        if without:
+
+def learning_rates(run: TrainingRun, given: tuple[float, ...] | None, method: str) -> list[float]:
+    """The learning rate of every checkpoint: those given, or those of the run's log.
+
+    Raises:
+        UsageError: neither, or another number than there are checkpoints.
+    """
+    if given is not None:
+        if len(given) != len(run.checkpoints):
             raise UsageError(
-                f"TracIn does not know the learning rate of {', '.join(without)}",
-                expected="trainer_state.json with logged learning rates beside each checkpoint",
-                cause="models saved without their Trainer state",
-                fix="give the learning rates (--learning-rate once for each checkpoint), or use another method",
+                f"{len(given)} learning rates for {len(run.checkpoints)} checkpoints",
+                expected="one for each checkpoint",
+                fix="give as many as there are checkpoints",
             )
-        return [float(c.learning_rate or 0.0) for c in run.checkpoints]
+        return list(given)
+    without = [c.name for c in run.checkpoints if c.learning_rate is None]
+    if without:
+        raise UsageError(
+            f"{method} does not know the learning rate of {', '.join(without)}",
+            expected="trainer_state.json with logged learning rates beside each checkpoint",
+            cause="models saved without their Trainer state",
+            fix="give the learning rates (--learning-rate once for each checkpoint), or use another method",
+        )
+    return [float(c.learning_rate or 0.0) for c in run.checkpoints]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,13 @@ from typing import Any
 
 from headwater.attribution.plan import Method
 from headwater.errors import UsageError
+from headwater.methods.along_training import LESS, SOURCE, RapidIn
 from headwater.methods.dda import DDA
 from headwater.methods.gradient import CEA, GradientCosine, GradientDot, TracIn
+from headwater.methods.influence import DataInf, InfluenceFunction, LoGra
 from headwater.methods.lexical import BM25
 from headwater.methods.representation import RepresentationSimilarity
+from headwater.methods.trak import TRAK, TrackStar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ METHODS: Mapping[str, MethodInfo] = {
             status="S",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
-            fixed=frozenset({"measurement", "inner", "level", "checkpoint_weights", "engine", "learning_rate"}),
+            fixed=frozenset({"measurement", "inner", "level", "checkpoint_weights", "engine", "learning_rate", "curvature"}),
         ),
         MethodInfo(
             name="dda-difference",
@@ -81,7 +84,7 @@ METHODS: Mapping[str, MethodInfo] = {
             status="C (the authors' read-me), S (debias)",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
-            fixed=frozenset({"engine", "inner", "level"}),
+            fixed=frozenset({"engine", "inner", "level", "curvature"}),
         ),
         MethodInfo(
             name="tracin",
@@ -134,6 +137,99 @@ METHODS: Mapping[str, MethodInfo] = {
             status="C",
             source="as cosine, unit norm per layer",
             fixed=frozenset({"layerwise"}),
+        ),
+        MethodInfo(
+            name="influence",
+            make=InfluenceFunction,
+            computes="influence function at the last checkpoint, with EK-FAC's inverse on the query's gradient",
+            cost="3 gradient passes (2 fit the curvature)",
+            status="C",
+            source="Grosse et al. 2023, arXiv 2308.03296; George et al. 2018, arXiv 1806.03884",
+            fixed=frozenset({"curvature"}),
+        ),
+        MethodInfo(
+            name="influence-kfac",
+            make=lambda **options: InfluenceFunction(curvature="kfac", **options),
+            computes="the same with K-FAC's inverse",
+            cost="2 gradient passes (1 fits the curvature)",
+            status="C",
+            source="Martens and Grosse 2015, arXiv 1503.05671",
+            fixed=frozenset({"curvature"}),
+        ),
+        MethodInfo(
+            name="influence-diagonal",
+            make=lambda **options: InfluenceFunction(curvature="diagonal", **options),
+            computes="the same with the inverse of the mean squared gradient of each weight",
+            cost="2 gradient passes (1 fits the curvature)",
+            status="C",
+            source="Koh and Liang 2017, arXiv 1703.04730, with a diagonal Fisher",
+            fixed=frozenset({"curvature"}),
+        ),
+        MethodInfo(
+            name="influence-adam",
+            make=lambda **options: InfluenceFunction(curvature="adam", **options),
+            computes="the gradient dot product in Adam's metric: divided by the root of its second moment",
+            cost="1 gradient pass; optimizer.pt of the last checkpoint",
+            status="D",
+            source="Adam's preconditioner, Kingma and Ba 2015, arXiv 1412.6980",
+            fixed=frozenset({"curvature"}),
+        ),
+        MethodInfo(
+            name="logra",
+            make=LoGra,
+            computes="influence function of projected gradients with their raw Fisher matrix per layer",
+            cost="2 gradient passes (1 fits the curvature)",
+            status="C, D (rank 16)",
+            source="Choe et al. 2024, arXiv 2405.13954",
+        ),
+        MethodInfo(
+            name="datainf",
+            make=DataInf,
+            computes="influence function with the mean of the rows' rank-one inverses, per layer, projected",
+            cost="3 gradient passes (2 fit the curvature)",
+            status="C, D (projected whole weights)",
+            source="Kwon et al. 2024, arXiv 2310.00902",
+        ),
+        MethodInfo(
+            name="trak",
+            make=TRAK,
+            computes="projected gradients of the margin log(p/(1-p)), their kernel inverted over all layers, times the "
+            "row's mean 1 - p; mean over checkpoints",
+            cost="2 T gradient passes",
+            status="C, D (several tokens)",
+            source="Park et al. 2023, arXiv 2303.14186",
+        ),
+        MethodInfo(
+            name="trackstar",
+            make=TrackStar,
+            computes="cosine of gradients divided by Adafactor's second moment, projected and whitened per layer",
+            cost="3 gradient passes (2 fit)",
+            status="C, D (Hessian of the rows alone)",
+            source="Chang et al. 2024, arXiv 2410.17413",
+        ),
+        MethodInfo(
+            name="less",
+            make=LESS,
+            computes="sum over checkpoints of learning rate x cosine of the query's gradient and the row's Adam update",
+            cost="T gradient passes; optimizer.pt of every checkpoint",
+            status="C, D (no projection)",
+            source="Xia et al. 2024, arXiv 2402.04333",
+        ),
+        MethodInfo(
+            name="rapidin",
+            make=RapidIn,
+            computes="sum over checkpoints of learning rate x layer-wise cosine of projected gradients",
+            cost="T gradient passes",
+            status="S, D (projection)",
+            source="Lin et al. 2024, arXiv 2405.11724",
+        ),
+        MethodInfo(
+            name="source",
+            make=SOURCE,
+            computes="unrolled training: the query's gradient carried back through each segment's curvature",
+            cost="3 T gradient passes (2 T fit the curvature)",
+            status="S, D (a checkpoint per segment)",
+            source="Bae et al. 2024, arXiv 2405.12186",
         ),
         MethodInfo(
             name="bm25",

@@ -121,5 +121,5 @@ class Spectrum:
         found: dict[int, dict[str, torch.Tensor]] = {}
         for name, array in arrays.items():
             number, key = name.split("/")
-            found.setdefault(int(number), {})[key] = torch.from_numpy(np.array(array)).to(device)
+            found.setdefault(int(number), {})[key] = torch.from_numpy(np.array(array, order="C")).to(device)
         return cls(curvature, tuple(Basis(**found[number]) for number in range(len(found))))
