@@ -75,9 +75,7 @@ def test_losses_and_their_gradients_equal_those_from_full_logits(model: Any, los
         losses_B = hooks.backward(batch, lambda n, a, d: found.update({n: torch.bmm(d.mT, a)}))
     for b, row in enumerate(ROWS):
         wanted = (
-            reference.margin_loss(model, row)
-            if loss == "margin"
-            else reference.sampled_loss(model, row, UNIFORMS[b])
+            reference.margin_loss(model, row) if loss == "margin" else reference.sampled_loss(model, row, UNIFORMS[b])
         )
         assert float(losses_B[b]) == pytest.approx(wanted.item(), rel=1e-9)
         close([found[n][b] for n in range(len(layers))], reference.gradients(model, names(model), wanted))
@@ -119,7 +117,7 @@ def test_kronecker_curvature_equals_dense_matrices(model: Any) -> None:
         q_A, q_S = (torch.linalg.eigh(one)[1] for one in (a_II[n], s_OO[n]))
         values = torch.stack([(q_S.T @ one[n] @ q_A).square() for one in sampled]).mean(0)
         basis = torch.kron(q_S, q_A)
-        wanted.append((reference.damped_inverse(basis @ torch.diag(values.flatten()) @ basis.T, 0.1) @ g.flatten()))
+        wanted.append(reference.damped_inverse(basis @ torch.diag(values.flatten()) @ basis.T, 0.1) @ g.flatten())
     found = [g.flatten() for g in inverse(fitted(model, Curvature.named("ekfac")), query)]
     close(found, wanted, 1e-6)
 
@@ -188,7 +186,9 @@ def test_layers_that_read_one_tensor_share_its_covariance() -> None:
     with hooks.attached():
         for _ in range(2):
             stage.batch(hooks, collate(ROWS, torch.device("cpu"), torch.float64, loss="sampled"))
-    found = {layers[n].name.split(".", 2)[2]: layers[leader].name.split(".", 2)[2] for n, leader in stage.leader.items()}
+    found = {
+        layers[n].name.split(".", 2)[2]: layers[leader].name.split(".", 2)[2] for n, leader in stage.leader.items()
+    }
     groups = {frozenset(n for n in found if found[n] == leader) for leader in found.values()}
     shared = {frozenset(n.split(".")[-1] for n in group) for group in groups}
     assert shared == {

@@ -6,7 +6,7 @@ Shapes: S sides, O outputs, I inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 
 from headwater import progress
 from headwater.attribution.work import fitted_form
+from headwater.errors import RunError
 from headwater.gradients.batches import Loss, collate
 from headwater.gradients.contraction import SideGradients
 from headwater.gradients.curvature import fitting
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from headwater.attribution.models import Place
     from headwater.attribution.passes import Rows
     from headwater.gradients.factors import FactorHooks
+    from headwater.index.manifest import Index
+
+FOLDER = "curvature"
+"""Of an index, where curvatures are kept."""
 
 SAVE_SECONDS = 60.0
 """A fit under way is kept this often: what a kill may cost."""
@@ -56,12 +61,12 @@ class Curvatures:
         stages: list[fitting.Stage] = []
         stage: fitting.Stage | None = None
         while True:
-            hooks = place.hooks(rank=space.rank, scales=scales)
+            hooks = place.hooks(rank=space.rank or None, scales=scales)
             stage = fitting.next_stage(curvature, stages) if stages else fitting.first_stage(curvature, hooks.shapes)
             if stage is None:
                 break
             if stage.whole:
-                hooks = place.hooks(rank=space.rank, scales=scales, trim=False)
+                hooks = place.hooks(rank=space.rank or None, scales=scales, trim=False)
             loss = curvature.loss if curvature.labels == "sampled" else space.loss
             # K-FAC's sums are EK-FAC's first ones
             owner = replace(curvature, kind="kfac") if isinstance(stage, fitting.Covariances) else curvature
@@ -75,10 +80,8 @@ class Curvatures:
         if not space.scaled:
             return None
         place, name = loaded(), f"{at}/moments-{digest(repr(space.loss).encode())[:12]}"
-        hooks = place.hooks()
+        hooks = place.hooks(rank=0)  # before any projection
         stage = fitting.Moments(hooks.shapes)
-        plain = place.projection is None
-        assert plain, "a scaled space comes before any projection"
         self._sum(stage, hooks, name, place, space.loss, 0)
         return [(c.to(place.device, place.precision), r.to(place.device, place.precision)) for c, r in stage.scales()]
 
@@ -115,9 +118,7 @@ class Curvatures:
         """Frees the memory of the curvatures; they stay in the state."""
         self._loaded.clear()
 
-    def _sum(
-        self, stage: fitting.Stage, hooks: FactorHooks, name: str, place: Place, loss: Loss, seed: int
-    ) -> None:
+    def _sum(self, stage: fitting.Stage, hooks: FactorHooks, name: str, place: Place, loss: Loss, seed: int) -> None:
         """One pass over the rows, from where it stopped; the sums are kept now and then, and at the end."""
         kept, rows, first = self._state.load(name), self._rows, 0
         if kept is not None:
@@ -142,3 +143,67 @@ class Curvatures:
 def _name(at: str, space: Space, curvature: Curvature) -> str:
     form = fitted_form(curvature)
     return f"{at}/curvature-{digest(repr((space, form)).encode())[:12]}"
+
+
+class IndexedCurvatures:
+    """Curvatures of an index's rows, fitted to its stored gradients and kept beside them, in `curvature/`.
+
+    The file's name holds the fingerprint of the index (rows, models, projection): it is never used for another.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._shapes = [(layer.rank_in, layer.rank_out) for layer in index.layers]
+        self._loaded: dict[str, Spectrum] = {}
+
+    def apply(self, g_RF: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
+        """f(H) of each step times gradients, all layers laid end to end."""
+        pieces = torch.split(g_RF, [inputs * outputs for inputs, outputs in self._shapes], 1)
+        layers = [one.reshape(-1, o, i) for one, (i, o) in zip(pieces, self._shapes, strict=True)]
+        for step in steps:
+            layers = self._spectrum(step).apply(step, layers)
+        return torch.cat([layer.flatten(1) for layer in layers], 1)
+
+    def _spectrum(self, step: Step) -> Spectrum:
+        form = fitted_form(step.curvature)
+        name = f"{step.at}-{digest(self._index.fingerprint.encode(), repr(form).encode())[:16]}.safetensors"
+        if name not in self._loaded:
+            self._loaded[name] = self._kept(name, form) or self._fit(name, step.at, form)
+        return Spectrum(step.curvature, self._loaded[name].bases)
+
+    def _kept(self, name: str, form: Curvature) -> Spectrum | None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        folder = self._index.folder.child(FOLDER)
+        if not folder.exists(name):
+            return None
+        try:
+            return Spectrum.of_arrays(form, load(folder.read_bytes(name)), torch.device("cpu"))
+        except SafetensorError:
+            return None  # damaged: made again
+
+    def _fit(self, name: str, at: str, form: Curvature) -> Spectrum:
+        from safetensors.numpy import save
+
+        from headwater.index.store import decode
+
+        index = self._index
+
+        def chunks() -> Iterator[torch.Tensor]:
+            for part in index.parts:
+                store = index.store(part, at)
+                for chunk in range(store.shape.chunks):
+                    stored = store.read(chunk)
+                    bar.advance(stored.stop - stored.start)
+                    yield torch.from_numpy(decode(stored, store.shape))
+
+        passes = 2 if form.kind == "datainf" else 1
+        with progress.bar(f"Curvature: {at}", passes * index.rows) as bar:
+            found = fitting.fit_features(form, self._shapes, chunks)
+        arrays = {key: np.ascontiguousarray(array) for key, array in found.arrays().items()}
+        try:
+            index.folder.child(FOLDER).write_whole(name, save(arrays))
+        except RunError:
+            progress.note(f"The curvature of {at} cannot be kept beside the index: it will be fitted again next time.")
+        return found

@@ -28,6 +28,7 @@ from headwater.attribution.work import Key, Visit, keys, terms, visits
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import ModelError, UsageError
 from headwater.examples import Encoder, Query, TokenFormat
+from headwater.gradients.curvature.options import Step
 from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement, Sides, encode_queries
 from headwater.index.manifest import Index, Part
@@ -79,6 +80,9 @@ def trace_index(
             )
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
+    stored_rank = index.config["compute"]["rank"]
+    for method, plan in zip(methods, plans, strict=True):
+        _check_plan(method.name, plan, stored_rank)
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
     stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}
@@ -101,6 +105,27 @@ def trace_index(
             first, *others = answers.values()
             first.save(Path(out), others=others)
     return answers
+
+
+def _check_plan(name: str, plan: Plan, rank: int) -> None:
+    """Raises UsageError where an index holds other gradients than a method needs."""
+    if not isinstance(plan, GradientPlan):
+        return
+    needs = None
+    if plan.space.rank not in (0, rank):
+        needs = f"gradients projected to rank {plan.space.rank}"
+    elif plan.space.scaled or plan.space.margin:
+        needs = "other gradients than those of the loss"
+    elif any(term.rows for term in plan.terms):
+        needs = "the rows' gradients changed by curvature or an optimizer"
+    if needs:
+        raise UsageError(
+            f"{name} from an index: it needs {needs}",
+            expected=f"gradients of the loss projected to rank {rank}, as the index holds them",
+            fix=f"add --rank {rank}"
+            if plan.space.rank not in (0, rank)
+            else "use --inner dot, or trace with --train and --checkpoints instead of --index",
+        )
 
 
 @dataclass
@@ -146,7 +171,7 @@ class _Trace:
                 bar.advance()
         ordered = [leaning for name in visit_order(self._run, lean) for leaning in lean[name]]
         products = {key: None for plan in plans for _, key in keys(plan)}
-        stream = _Stream(self._index, list(products), at)
+        stream = _Stream(self._index, list(products), self._gradients(list(products), at))
         parts = {"queries": queries, "targets": sides.targets, "leanings": ordered}
         provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
         answer = self._all if self._limit is None else self._ends
@@ -156,6 +181,20 @@ class _Trace:
                 answers, plans, words, run=self._run, models=models, encoder=encoder, sides=sides, state=self._state
             )
         return answers
+
+    def _gradients(self, wanted: Sequence[Key], at: Mapping[str, _Query]) -> dict[Asked, torch.Tensor]:
+        """The targets' gradients, times the curvature that each product has."""
+        from headwater.attribution.curved import IndexedCurvatures
+
+        curvatures = IndexedCurvatures(self._index) if any(cast(Product, p).steps for _, p in wanted) else None
+        found: dict[Asked, torch.Tensor] = {}
+        for _, one in wanted:
+            product = cast(Product, one)
+            g_RF = at[product.query_at].gradients[product.measurement]
+            if curvatures is not None and product.steps:
+                g_RF = curvatures.apply(g_RF, product.steps)
+            found[_asked(product)] = g_RF
+        return found
 
     def _ask(self, visit: Visit, plans: Sequence[Plan], models: Any, sides: Sides) -> tuple[_Query, list[Leaning]]:
         """Gradients of the targets at one checkpoint, from the state where they were made already."""
@@ -278,12 +317,20 @@ class _Trace:
         return {key: np.concatenate(parts, 1) for key, parts in found.items()}
 
 
+Asked = tuple[str, Measurement, tuple[Step, ...]]
+"""Where the queries' gradients are taken, what of, and what they are multiplied by."""
+
+
+def _asked(product: Product) -> Asked:
+    return product.query_at, product.measurement, product.steps
+
+
 class _Stream:
     """Every wanted number of every row, chunk by chunk, all checkpoints side by side."""
 
-    def __init__(self, index: Index, wanted: Sequence[Key], at: Mapping[str, _Query]) -> None:
+    def __init__(self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor]) -> None:
         self.keys = list(wanted)
-        self._index, self._at = index, at
+        self._index, self._gradients = index, gradients
         self._places: dict[str, list[Product]] = {}
         for place, product in wanted:
             self._places.setdefault(place, []).append(cast(Product, product))
@@ -313,8 +360,8 @@ class _Stream:
 
         streams = {}
         for place, products in self._places.items():
-            asked = list(dict.fromkeys((p.query_at, p.measurement) for p in products))
-            q_RF = torch.cat([self._at[name].gradients[measurement] for name, measurement in asked])
+            asked = list(dict.fromkeys(_asked(product) for product in products))
+            q_RF = torch.cat([self._gradients[one] for one in asked])
             kinds: set[Kind] = {product.inner for product in products}
             streams[place] = (asked, dots(self._index.store(part, place), q_RF, kinds, chunks=numbers))
         for _ in numbers:
@@ -323,7 +370,7 @@ class _Stream:
             for place, (asked, stream) in streams.items():
                 start, stop, found = next(stream)
                 for product in self._places[place]:
-                    number = asked.index((product.query_at, product.measurement))
+                    number = asked.index(_asked(product))
                     all_targets = found[product.inner]
                     count = len(all_targets) // len(asked)
                     values[place, product] = all_targets[number * count : (number + 1) * count]

@@ -29,7 +29,7 @@ from headwater.attribution.work import Doubt, Key, Visit, terms, visits
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
-from headwater.gradients.curvature.options import Space, Step
+from headwater.gradients.curvature.options import PLAIN, Space, Step
 from headwater.gradients.measurement import Sides, encode_queries
 from headwater.run import RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
@@ -94,6 +94,8 @@ def trace_all(
             expected="float32 or float64: steps of 5e-6 are lost in bfloat16's 8 bits, and the scores would be noise",
             fix="use --dtype float32, or a method of the gradient engine",
         )
+    for method, plan in zip(methods, plans, strict=True):
+        check_space(method.name, plan, compute)
     note_contrasts(plans, queries)
     config = describe(run, train, queries, methods, format, compute)
     with run_directory(out, config) as state:
@@ -116,6 +118,25 @@ def check_methods(methods: Sequence[Method], queries: Sequence[Query]) -> None:
         )
     if not queries:
         raise DataError("no query", expected="at least one prompt", fix="give --prompt or --queries")
+
+
+def check_space(name: str, plan: Plan, compute: Compute) -> None:
+    """Raises UsageError where a method's projection is not the one asked for, or curvature would be fitted in half
+    precision."""
+    if not isinstance(plan, GradientPlan):
+        return
+    if compute.rank is not None and plan.space.rank not in (0, compute.rank):
+        raise UsageError(
+            f"{name} with gradients projected to rank {compute.rank}",
+            expected=f"its own rank, {plan.space.rank}",
+            fix=f"leave --rank out, or trace {name} on its own, where --rank sets both",
+        )
+    if compute.dtype == "bfloat16" and plan.fitted:
+        raise UsageError(
+            f"{name} in bfloat16",
+            expected="float32 or float64: small eigenvalues of its curvature would be noise",
+            fix="use --dtype float32, or a method without curvature",
+        )
 
 
 def note_contrasts(plans: Sequence[Plan], queries: Sequence[Query]) -> None:
@@ -327,7 +348,7 @@ class _Loop:
         from headwater.attribution import passes
 
         space, rows = products[0].space, products[0].rows
-        own = "" if space == Space() and not rows else f"-{digest(repr((space, rows)).encode())[:12]}"
+        own = "" if space == PLAIN and not rows else f"-{digest(repr((space, rows)).encode())[:12]}"
         parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
         for number, block in enumerate(blocks):
             stem = f"{name}/gradients{own}-{number:03d}"
@@ -339,7 +360,7 @@ class _Loop:
                 matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
                 dense = any(p.steps or p.rows for p in products)
                 stored = {p.query: self._stored(p, number, name, place, part, dense) for p in products}
-                hooks = place.hooks(rank=space.rank, scales=self.curved.scales(name, space, loaded))
+                hooks = place.hooks(rank=space.rank or None, scales=self.curved.scales(name, space, loaded))
                 mapped = self.curved.rows_map(rows, space, place.device)
                 found, sentence = passes.gradient_pass(
                     place, self.rows, stem, products, stored, matrices, self.state, bar, self._form, hooks, mapped
@@ -407,7 +428,7 @@ class _Loop:
         for product in products:
 
             def stored() -> SideGradients:
-                return self._side_gradients(loaded(), sides, Space(), dense=True)
+                return self._side_gradients(loaded(), sides, PLAIN, dense=True)
 
             matrix_QS = sides.matrix(product.measurement)[: len(sides.output_Q)]
             score_QN = passes.directional_pass(
@@ -420,7 +441,7 @@ class _Loop:
         from headwater.gradients.contraction import side_gradients
 
         return side_gradients(
-            place.hooks(rank=space.rank, scales=self.curved.scales(place.name, space, lambda: place)),
+            place.hooks(rank=space.rank or None, scales=self.curved.scales(place.name, space, lambda: place)),
             sides.encoded,
             batch_tokens=self.models.batch_tokens,
             lengths=self.rows.typical_lengths,
@@ -518,7 +539,7 @@ def _passes(visit: Visit, sides: Sides) -> int:
 
 
 def _sides_name(at: str, block: int, space: Space, dense: bool) -> str:
-    own = "" if space == Space() and not dense else f"-{digest(repr((space, dense)).encode())[:12]}"
+    own = "" if space == PLAIN and not dense else f"-{digest(repr((space, dense)).encode())[:12]}"
     return f"{at}/sides{own}-{block:03d}"
 
 

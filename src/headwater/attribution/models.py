@@ -47,17 +47,20 @@ class Place:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
-    def hooks(self, *, trim: bool = True, rank: int = 0, scales: Scales | None = None) -> FactorHooks:
+    def hooks(self, *, trim: bool = True, rank: int | None = None, scales: Scales | None = None) -> FactorHooks:
         """Hooks on the layers.
 
         Args:
-            rank: of the projection; 0: as `projection` says.
+            rank: of the projection; None: as `projection` says; 0: none.
         """
+        projection = self.projection
+        if rank is not None:
+            projection = Projection.of(self.layers, rank, self.seed) if rank else None
         return FactorHooks(
             self.model,
             self.layers,
             precision=self.precision,
-            projection=Projection.of(self.layers, rank, self.seed) if rank else self.projection,
+            projection=projection,
             scales=scales,
             recompute=self.recompute,
             trim=trim,

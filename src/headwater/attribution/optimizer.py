@@ -45,7 +45,9 @@ def adam_moments(run: TrainingRun, name: str, place: Place) -> Spectrum:
         )
     if place.projection is not None:
         raise UsageError(
-            "Adam's moments with projected gradients", expected="gradients as they are", fix=f"leave --rank out, or {other}"
+            "Adam's moments with projected gradients",
+            expected="gradients as they are",
+            fix=f"leave --rank out, or {other}",
         )
     if not path.is_file():
         raise UsageError(
@@ -73,7 +75,10 @@ def adam_moments(run: TrainingRun, name: str, place: Place) -> Spectrum:
         moments = found.get(f"{layer.name}.weight")
         if moments is None:
             raise ModelError(
-                f"{path} holds no moments of {layer.name}", expected="all chosen layers", cause="it was frozen", fix=other
+                f"{path} holds no moments of {layer.name}",
+                expected="all chosen layers",
+                cause="it was frozen",
+                fix=other,
             )
         pair = [one.T if inputs_first(layer) else one for one in moments]
         m_OI, v_OI = (one.to(place.device, place.precision).contiguous() for one in pair)
@@ -86,7 +91,7 @@ def _by_name(state: Mapping[str, Any], model: Any) -> dict[str, tuple[torch.Tens
     from transformers import Trainer
 
     groups = state["param_groups"]
-    parameters = {name: one for name, one in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     order = list(parameters)
     if len(groups) == 2:
         decayed = set(Trainer.get_decay_parameter_names(cast(Any, None), model))

@@ -19,7 +19,7 @@ import numpy as np
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
 from headwater.examples import Examples, Query
-from headwater.gradients.curvature.options import Curvature, Space, Step
+from headwater.gradients.curvature.options import PLAIN, Curvature, Space, Step
 from headwater.gradients.measurement import Measurement, Target
 
 InnerProduct = Literal["dot", "cosine", "layer_cosine"]
@@ -74,13 +74,13 @@ class GradientPlan:
     measurement: Measurement
     inner: InnerProduct
     terms: tuple[Term, ...]
-    space: Space = Space()
+    space: Space = PLAIN
     doubt: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether it is made of gradients as they are, without projection of its own, or curvature."""
-        return self.space == Space() and not any(term.steps or term.rows for term in self.terms)
+        return self.space == PLAIN and not any(term.steps or term.rows for term in self.terms)
 
     @property
     def fitted(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -43,12 +43,16 @@ def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) ->
     """Raises UsageError where words are asked for and no method has any."""
     if count < 0:
         raise UsageError(f"the words of {count} rows", expected="0 or more", fix="leave --words out")
-    if count and not any(isinstance(plan, GradientPlan) for plan in plans):
+    if count and not any(_has_words(plan) for plan in plans):
         raise UsageError(
             f"the words of {', '.join(method.name for method in methods)}",
-            expected="a method of inner products of gradients: others have no parts by word",
+            expected="a method of inner products of whole gradients, without curvature: others have no parts by word",
             fix="leave --words out, or add --method dda",
         )
+
+
+def _has_words(plan: Plan) -> TypeGuard[GradientPlan]:
+    return isinstance(plan, GradientPlan) and plan.plain
 
 
 def with_words(
@@ -63,7 +67,7 @@ def with_words(
     state: RunState,
 ) -> dict[str, Scores]:
     """The answers with the words of the first `count` rows of every target, where the method is one of gradients."""
-    chosen = {name: plan for name, plan in zip(answers, plans, strict=True) if isinstance(plan, GradientPlan)}
+    chosen = {name: plan for name, plan in zip(answers, plans, strict=True) if _has_words(plan)}
     todo = [visit for visit in visits(run, list(chosen.values())) if visit.products or visit.keep_sides]
     wanted = []
     for r in range(len(sides.targets)):

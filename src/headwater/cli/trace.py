@@ -72,6 +72,10 @@ class Inner(StrEnum):
     dot, cosine, layer_cosine = "dot", "cosine", "layer_cosine"
 
 
+class CurvatureKind(StrEnum):
+    fisher, diagonal, adam, kfac, ekfac, datainf = "fisher", "diagonal", "adam", "kfac", "ekfac", "datainf"
+
+
 class Level(StrEnum):
     score, gradient = "score", "gradient"
 
@@ -153,7 +157,23 @@ def trace(
     ] = None,
     learning_rate: Annotated[
         list[float] | None,
-        typer.Option(help="TracIn: learning rate of a checkpoint; repeat, oldest first.", rich_help_panel=METHOD),
+        typer.Option(
+            help="TracIn, LESS, RapidIn, SOURCE: learning rate of a checkpoint; repeat, oldest first.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    curvature: Annotated[
+        CurvatureKind | None,
+        typer.Option(
+            help="DDA, SOURCE: multiply the queries' gradients by the inverse of this curvature of the rows.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    damping: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Of the curvature, in units of its mean eigenvalue in each layer.", rich_help_panel=METHOD
+        ),
     ] = None,
     parameters: Parameters = None,
     dtype: DtypeOption = Dtype.float32,
@@ -206,7 +226,7 @@ def trace(
     and away from the corrected one).
     """
     from headwater import progress
-    from headwater.methods.table import make_method
+    from headwater.methods.table import METHODS, make_method
 
     progress.set_quiet(quiet)
     if index is None:
@@ -233,9 +253,14 @@ def trace(
         "level": level and level.value,
         "checkpoint_weights": tuple(checkpoint_weight) if checkpoint_weight else None,
         "learning_rates": tuple(learning_rate) if learning_rate else None,
+        "curvature": curvature and curvature.value,
+        "damping": damping,
     }
     wanted = _split_options(method or ["dda"], {key: value for key, value in options.items() if value is not None})
-    methods = [make_method(name, **given) for name, given in wanted]
+    methods = [
+        make_method(name, **given | ({"rank": rank} if rank and "rank" in METHODS[name].options() else {}))
+        for name, given in wanted
+    ]
 
     run = None
     if index is None or checkpoints:

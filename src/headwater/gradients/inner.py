@@ -21,7 +21,7 @@ import torch
 from headwater.gradients.batches import Batch
 from headwater.gradients.by_token import at_positions
 from headwater.gradients.contraction import Contraction, Form, SideGradients
-from headwater.gradients.curvature.options import Space, Step
+from headwater.gradients.curvature.options import PLAIN, Space, Step
 from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.measurement import Measurement
@@ -42,14 +42,14 @@ class Product:
     measurement: Measurement
     inner: InnerProduct
     query_at: str
-    space: Space = Space()
+    space: Space = PLAIN
     steps: tuple[Step, ...] = ()
     rows: tuple[Step, ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether it is an inner product of gradients as they are."""
-        return self.space == Space() and not self.steps and not self.rows
+        return self.space == PLAIN and not self.steps and not self.rows
 
     @property
     def query(self) -> str:

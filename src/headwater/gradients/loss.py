@@ -136,7 +136,7 @@ class _HeadLoss(torch.autograd.Function):
 def _sampled(e_KV: torch.Tensor, uniform_K: torch.Tensor) -> torch.Tensor:
     """Labels [K, 1] with chances in proportion to e: the first at which the running sum exceeds u times the whole."""
     sum_KV = e_KV.cumsum(1)
-    at_K1 = torch.searchsorted(sum_KV, uniform_K[:, None].to(sum_KV) * sum_KV[:, -1:], right=True)
+    at_K1: torch.Tensor = torch.searchsorted(sum_KV, uniform_K[:, None].to(sum_KV) * sum_KV[:, -1:], right=True)
     return at_K1.clamp_max(e_KV.shape[1] - 1)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from headwater.attribution.plan import GradientPlan, Plan, Term, Terms
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
-from headwater.gradients.curvature.options import Curvature, Space, Step
+from headwater.gradients.curvature.options import Curvature, Step
 from headwater.gradients.measurement import Measurement, Target
 from headwater.methods.gradient import learning_rates
+from headwater.methods.influence import space_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class RapidIn:
         learning_rates(run, self.learning_rates, "RapidIn")
         terms = tuple(Term.at(c.name) for c in run.checkpoints)
         return GradientPlan(
-            measurement=self.measurement, inner="layer_cosine", terms=terms, space=Space(rank=self.rank)
+            measurement=self.measurement, inner="layer_cosine", terms=terms, space=space_of("fisher", self.rank)
         )
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
@@ -116,8 +117,6 @@ class SOURCE:
         return "source"
 
     def plan(self, run: TrainingRun) -> Plan:
-        from headwater.methods.influence import space_of
-
         rates = learning_rates(run, self.learning_rates, "SOURCE")
         curvature = Curvature.named(self.curvature, self.damping)  # type: ignore[arg-type]
         terms: list[Term] = []

@@ -51,7 +51,7 @@ class DDA:
             model, the authors' own form (status C), with 3 AdamW steps at 5e-6 as in CEA's code.
         learning_rate: of the directional engine's steps.
         curvature: P on the query's side, at each checkpoint; None: the identity. With a cosine, both sides are
-            multiplied by its inverse root.
+            multiplied by its inverse root. rank: project every layer first, as for an influence function.
         label: the name of the results; None: "dda", or "dda-difference" for the directional engine.
     """
 
@@ -63,6 +63,7 @@ class DDA:
     engine: Literal["gradient", "directional"] = "gradient"
     learning_rate: float = 5e-6
     curvature: Literal["fisher", "diagonal", "adam", "kfac", "ekfac", "datainf"] | None = None
+    rank: int | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +81,10 @@ class DDA:
             )
         if self.curvature is not None:
             Curvature.named(self.curvature)
+        if self.engine == "directional" and self.rank is not None:
+            raise UsageError(
+                f"rank={self.rank} with the directional engine", expected="no projection", fix="leave it out"
+            )
         if self.engine == "directional" and self.curvature is not None:
             raise UsageError(
                 f"curvature={self.curvature!r} with the directional engine",
@@ -130,14 +135,12 @@ class DDA:
             terms.append(Term.at(BASE))
         elif self.uses_base:
             terms += [Term(name=f"{name} x {BASE}", query_at=name, example_at=BASE) for name in tuned]
-        if self.curvature is None:
-            return GradientPlan(measurement=self.measurement, inner=self.inner, terms=tuple(terms))
-        curvature = Curvature.named(self.curvature)
+        curvature = None if self.curvature is None else Curvature.named(self.curvature)
         return GradientPlan(
             measurement=self.measurement,
             inner=self.inner,
             terms=tuple(term.curved(curvature, self.inner) for term in terms),
-            space=space_of(self.curvature, None),
+            space=space_of(self.curvature, self.rank),
         )
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:

@@ -76,7 +76,9 @@ class TracIn:
         return GradientPlan(measurement=self.measurement, inner="dot", terms=terms)
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
-        return dict(zip((c.name for c in run.checkpoints), learning_rates(run, self.learning_rates, "TracIn"), strict=True))
+        return dict(
+            zip((c.name for c in run.checkpoints), learning_rates(run, self.learning_rates, "TracIn"), strict=True)
+        )
 
 
 def learning_rates(run: TrainingRun, given: tuple[float, ...] | None, method: str) -> list[float]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from headwater.attribution.plan import GradientPlan, Plan, Term, Terms
 from headwater.checkpoints import TrainingRun
+from headwater.errors import UsageError
 from headwater.gradients.curvature.options import Curvature, Space
 from headwater.gradients.measurement import Measurement, Target
 
@@ -24,8 +25,14 @@ RANK = 16
 """Of that projection where none is given: 256 numbers of each layer."""
 
 
-def space_of(curvature: Literal["none"] | str, rank: int | None) -> Space:
-    """The space in which a kind of curvature can be fitted."""
+def space_of(curvature: str | None, rank: int | None) -> Space:
+    """The space in which a kind of curvature can be fitted.
+
+    Raises:
+        UsageError: a rank below 1.
+    """
+    if rank is not None and rank < 1:
+        raise UsageError(f"a projection of rank {rank}", expected="at least 1", fix="raise the rank")
     return Space(rank=RANK if rank is None and curvature in PROJECTED else rank or 0)
 
 
@@ -89,7 +96,9 @@ class DataInf:
 
     def plan(self, run: TrainingRun) -> Plan:
         term = Term.at(run.last.name).curved(Curvature.named("datainf", 0.0), "dot")
-        return GradientPlan(measurement=self.measurement, inner="dot", terms=(term,), space=Space(rank=self.rank))
+        return GradientPlan(
+            measurement=self.measurement, inner="dot", terms=(term,), space=space_of("fisher", self.rank)
+        )
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
         return {run.last.name: 1.0}
@@ -118,7 +127,9 @@ class LoGra:
 
     def plan(self, run: TrainingRun) -> Plan:
         term = Term.at(run.last.name).curved(Curvature.named("fisher", self.damping), "dot")
-        return GradientPlan(measurement=self.measurement, inner="dot", terms=(term,), space=Space(rank=self.rank))
+        return GradientPlan(
+            measurement=self.measurement, inner="dot", terms=(term,), space=space_of("fisher", self.rank)
+        )
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:
         return {run.last.name: 1.0}

@@ -73,7 +73,9 @@ METHODS: Mapping[str, MethodInfo] = {
             status="S",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
-            fixed=frozenset({"measurement", "inner", "level", "checkpoint_weights", "engine", "learning_rate", "curvature"}),
+            fixed=frozenset(
+                {"measurement", "inner", "level", "checkpoint_weights", "engine", "learning_rate", "curvature", "rank"}
+            ),
         ),
         MethodInfo(
             name="dda-difference",
@@ -84,7 +86,7 @@ METHODS: Mapping[str, MethodInfo] = {
             status="C (the authors' read-me), S (debias)",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
-            fixed=frozenset({"engine", "inner", "level", "curvature"}),
+            fixed=frozenset({"engine", "inner", "level", "curvature", "rank"}),
         ),
         MethodInfo(
             name="tracin",

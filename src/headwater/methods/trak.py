@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headwater.attribution.plan import GradientPlan, Plan, Term, Terms
 from headwater.checkpoints import TrainingRun
-from headwater.gradients.curvature.options import Curvature, Space
+from headwater.gradients.curvature.options import Curvature
 from headwater.gradients.measurement import Measurement, Target
+from headwater.methods.influence import space_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class TRAK:
             measurement=self.measurement,
             inner="dot",
             terms=tuple(Term.at(c.name).curved(kernel, "dot") for c in run.checkpoints),
-            space=Space(rank=self.rank, margin=True),
+            space=replace(space_of("fisher", self.rank), margin=True),
             doubt=True,
         )
 
@@ -75,7 +76,7 @@ class TrackStar:
 
     def plan(self, run: TrainingRun) -> Plan:
         term = Term.at(run.last.name).curved(Curvature.named("fisher", self.damping), "cosine")
-        space = Space(rank=self.rank, scaled=True)
+        space = replace(space_of("fisher", self.rank), scaled=True)
         return GradientPlan(measurement=self.measurement, inner="cosine", terms=(term,), space=space)
 
     def weights(self, run: TrainingRun, terms: Terms, targets: Sequence[Target]) -> dict[str, float]:

@@ -15,7 +15,7 @@ Shapes: B examples, T tokens (padded), I inputs, O outputs, D = O I of a layer, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ from headwater.gradients.factors import FactorHooks
 
 MOST_FEATURES = 8192
 """Side of the largest matrix whose eigenvectors are found."""
+
+FROM_FEATURES = ("fisher", "datainf", "diagonal")
+"""Kinds that the rows' (projected) gradients decide."""
 
 Sums = dict[str, torch.Tensor]
 """Running sums by name; "N" counts rows."""
@@ -249,6 +252,42 @@ def spectrum_of(curvature: Curvature, stages: Sequence[Any]) -> Spectrum:
         lambdas = datainf_lambdas(stages[0])
         found = [(lam / (1 - x).clamp_min(1e-12), q) for (x, q), lam in zip(found, lambdas, strict=True)]
     return Spectrum(curvature, tuple(Basis(x, whole_DD=q) for x, q in found))
+
+
+def fit_features(
+    curvature: Curvature, shapes: Sequence[tuple[int, int]], chunks: Callable[[], Iterable[torch.Tensor]]
+) -> Spectrum:
+    """Curvature of gradients that are there already.
+
+    Args:
+        chunks: starts a pass over them: some rows' gradients [B, F] at a time, all layers laid end to end.
+
+    Raises:
+        UsageError: a kind that gradients alone do not decide.
+    """
+    if curvature.kind not in FROM_FEATURES or curvature.labels != "data":
+        raise UsageError(
+            f"the curvature {curvature.kind} from an index",
+            expected=f"one that the stored gradients decide: {', '.join(FROM_FEATURES)}",
+            fix="choose one of these, or trace with --train and --checkpoints instead of --index",
+        )
+    stages: list[Stage] = []
+    stage: Stage | None = first_stage(curvature, shapes)
+    while stage is not None:
+        for g_BF in chunks():
+            taught = g_BF[g_BF.any(1)]  # rows without targets, and others that teach nothing, are not rows here
+            if isinstance(stage, JointOuter):
+                stage.rows(taught)
+                continue
+            stage.add("N", torch.tensor(float(len(taught)), dtype=torch.float64))
+            start = 0
+            for number, (inputs, outputs) in enumerate(shapes):
+                stop = start + inputs * outputs
+                stage.matrices(number, taught[:, start:stop].reshape(-1, outputs, inputs))
+                start = stop
+        stages.append(stage)
+        stage = next_stage(curvature, stages)
+    return spectrum_of(curvature, stages)
 
 
 def datainf_lambdas(squares: Stage) -> list[float]:

@@ -101,3 +101,7 @@ class Step:
     at: str
     function: Function = "inverse"
     amount: float = 0.0
+
+
+PLAIN = Space()
+"""Gradients as they are."""
