@@ -28,22 +28,30 @@ _HOMES = {
     "Compute": "headwater.attribution.compute",
     "DDA": "headwater.methods.dda",
     "DataError": "headwater.errors",
+    "DataInf": "headwater.methods.influence",
     "Example": "headwater.examples",
     "Examples": "headwater.examples",
     "GradientCosine": "headwater.methods.gradient",
     "GradientDot": "headwater.methods.gradient",
     "HeadwaterError": "headwater.errors",
     "Index": "headwater.index.manifest",
+    "InfluenceFunction": "headwater.methods.influence",
+    "LESS": "headwater.methods.along_training",
+    "LoGra": "headwater.methods.influence",
     "METHODS": "headwater.methods.table",
     "ModelError": "headwater.errors",
     "NumericalError": "headwater.errors",
     "Query": "headwater.examples",
+    "RapidIn": "headwater.methods.along_training",
     "RepresentationSimilarity": "headwater.methods.representation",
     "RunError": "headwater.errors",
+    "SOURCE": "headwater.methods.along_training",
     "ScoredRow": "headwater.scores",
     "Scores": "headwater.scores",
+    "TRAK": "headwater.methods.trak",
     "TokenFormat": "headwater.examples",
     "TracIn": "headwater.methods.gradient",
+    "TrackStar": "headwater.methods.trak",
     "TrainingRun": "headwater.checkpoints",
     "UsageError": "headwater.errors",
     "build_index": "headwater.attribution.building",
@@ -67,11 +75,14 @@ if TYPE_CHECKING:
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries
     from headwater.index.manifest import Index
+    from headwater.methods.along_training import LESS, SOURCE, RapidIn
     from headwater.methods.dda import DDA
     from headwater.methods.gradient import CEA, GradientCosine, GradientDot, TracIn
+    from headwater.methods.influence import DataInf, InfluenceFunction, LoGra
     from headwater.methods.lexical import BM25
     from headwater.methods.representation import RepresentationSimilarity
     from headwater.methods.table import METHODS, make_method
+    from headwater.methods.trak import TRAK, TrackStar
     from headwater.report import write_report
     from headwater.scores import ScoredRow, Scores
 

@@ -72,6 +72,65 @@ def test_equals_streaming_with_the_same_projection(
             assert left.output == pytest.approx(right.output, rel=1e-5)
 
 
+CURVED = [
+    hw.LoGra(rank=4),
+    hw.DataInf(rank=4),
+    hw.InfluenceFunction(curvature="diagonal", rank=4, measurement="contrast"),
+    hw.RapidIn(rank=4),
+    hw.SOURCE(curvature="fisher", rank=4),
+    hw.DDA(curvature="fisher", rank=4, inner="dot", beta=0.3),
+]
+
+
+def test_curvature_from_an_index_is_that_of_streaming(run_folder: Path, tmp_path: Path) -> None:
+    built = build(run_folder, tmp_path / "index", features="float32")
+    found = hw.trace_index(built, QUERIES, methods=CURVED)
+    wanted = hw.trace_all(run_of(run_folder), TRAIN, QUERIES, methods=CURVED, compute=COMPUTE)
+    for method in CURVED:
+        one, two = found[method.name].values, wanted[method.name].values
+        assert np.abs(one - two).max() <= 2e-4 * np.abs(two).max(), method.name
+
+
+def test_a_fitted_curvature_is_kept_beside_the_index_and_used_for_no_other(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(run_folder, tmp_path / "index")
+    first = hw.trace_index(built, QUERIES, methods=CURVED[:1])["logra"].values
+    kept = list((tmp_path / "index" / "curvature").iterdir())
+    assert len(kept) == 1
+    from headwater.gradients.curvature import fitting
+
+    def never(*given: Any) -> None:
+        raise AssertionError("fitted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit_features", never)
+        again = hw.trace_index(built, QUERIES, methods=[hw.LoGra(rank=4, damping=0.5)])["logra"].values
+        assert not np.allclose(first, again)  # damping is chosen when asking
+        assert np.array_equal(first, hw.trace_index(built, QUERIES, methods=CURVED[:1])["logra"].values)
+    more = hw.Examples.from_rows([{**tiny.FACTS[1], "id": "more"}, {**tiny.FACTS[4], "id": "most"}], name="more")
+    appended = build(run_folder, tmp_path / "index", train=more, append=True)
+    hw.trace_index(appended, QUERIES, methods=CURVED[:1])
+    assert len(list((tmp_path / "index" / "curvature").iterdir())) == 2
+    kept[0].write_bytes(b"damaged")  # of the rows as they were: nobody asks for it any more
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        (hw.LoGra(rank=8), "projected to rank 8"),
+        (hw.TRAK(), "other gradients than those of the loss"),
+        (hw.TrackStar(rank=4), "other gradients"),
+        (hw.LESS(), "changed by curvature or an optimizer"),
+        (hw.DDA(curvature="fisher", rank=4), "changed by curvature"),
+        (hw.InfluenceFunction(rank=4), "ekfac from an index"),
+    ],
+)
+def test_what_an_index_does_not_hold_is_refused(index: hw.Index, method: Any, what: str) -> None:
+    with pytest.raises(hw.UsageError, match=what):
+        hw.trace_index(index, QUERIES, methods=[method])
+
+
 def test_a_projection_wider_than_the_layers_is_exact(run_folder: Path, tmp_path: Path) -> None:
     built = build(run_folder, tmp_path / "index", features="float32", compute=replace(COMPUTE, rank=64))
     found = hw.trace_index(built, QUERIES, methods=[hw.DDA(beta=0)])["dda"]

@@ -257,6 +257,12 @@ def trace(
         "damping": damping,
     }
     wanted = _split_options(method or ["dda"], {key: value for key, value in options.items() if value is not None})
+    indexed = None
+    if index is not None:
+        from headwater.index.manifest import Index
+
+        indexed = Index.open(index)
+        rank = int(indexed.config["compute"]["rank"])
     methods = [
         make_method(name, **given | ({"rank": rank} if rank and "rank" in METHODS[name].options() else {}))
         for name, given in wanted
@@ -299,10 +305,9 @@ def trace(
         )
     else:
         from headwater.attribution.indexed import trace_index
-        from headwater.index.manifest import Index
 
         answers = trace_index(
-            Index.open(required(index, "--index")),
+            required(indexed, "--index"),
             asked,
             methods=methods,
             run=run,

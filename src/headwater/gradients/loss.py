@@ -159,7 +159,8 @@ def _own_token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     if not batch.margin:
         return nll_K
     others_KV = logits_KV.scatter(1, target_K[:, None], -torch.inf)
-    return others_KV.logsumexp(1) - logits_KV.gather(1, target_K[:, None])[:, 0]
+    margin_K: torch.Tensor = logits_KV.gather(1, target_K[:, None])[:, 0] - others_KV.logsumexp(1)
+    return -margin_K
 
 
 def _find_head(model: Any) -> _Head | None:
