@@ -12,7 +12,9 @@ from headwater.attribution.building import ChunkGradients
 from headwater.attribution.models import Place
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate
-from headwater.gradients.contraction import FORMS, Form, side_gradients
+from headwater.gradients.contraction import FORMS, Form, SideGradients, side_gradients
+from headwater.gradients.curvature import fitting
+from headwater.gradients.curvature.options import Curvature, Step
 from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.layers import select_layers
 from headwater.gradients.projection import Projection
@@ -66,5 +68,35 @@ def scores(job: Job, *, by_token: bool) -> Result:
     return Result(out, contractor.contraction.sentence() if not by_token else "split by position")
 
 
+def ekfac(job: Job) -> Result:
+    """EK-FAC of the documents' own gradients (the empirical Fisher, as the others), then the queries' scores."""
+    rows, sides = encoded(job.documents), encoded(job.queries)
+    place = Place("made", job.model, select_layers(job.model).layers, PRECISION)
+    curvature = Curvature(kind="ekfac", damping=0.1, labels="data")
+    stages: list[fitting.Stage] = []
+    stage: fitting.Stage | None = fitting.first_stage(curvature, place.hooks().shapes)
+    while stage is not None:
+        hooks = place.hooks(trim=not stage.whole)
+        with hooks.attached():
+            for batch in job.batches:
+                stage.batch(hooks, collate([rows[row] for row in batch], CPU, PRECISION))
+        stages.append(stage)
+        stage = fitting.next_stage(curvature, stages)
+    spectrum = fitting.spectrum_of(curvature, stages)
+    hooks = place.hooks()
+    stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=(1.0,), form="materialised")
+    step = Step(curvature=curvature, at="here")
+    stored = SideGradients.of_matrices(spectrum.apply(step, [layer.matrix() for layer in stored.layers]))
+    product = Product("loss", "dot", "here")
+    contractor = Contractor({"here": stored}, {"loss": np.eye(len(sides))}, (product,))
+    out = np.zeros((len(sides), len(rows)))
+    with hooks.attached():
+        for batch in job.batches:
+            out[:, batch] = contractor(hooks, collate([rows[row] for row in batch], CPU, PRECISION))[0][product].numpy()
+    return Result(out, "empirical Fisher, damping 0.1 of the mean eigenvalue; factors in memory")
+
+
 if __name__ == "__main__":
-    run_tool("headwater", version("headwater"), {"collect": collect, "exact8": exact, "pertoken": per_token})
+    run_tool(
+        "headwater", version("headwater"), {"collect": collect, "exact8": exact, "pertoken": per_token, "ekfac": ekfac}
+    )
