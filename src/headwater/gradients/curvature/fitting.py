@@ -15,7 +15,7 @@ Shapes: B examples, T tokens (padded), I inputs, O outputs, D = O I of a layer, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,19 @@ import torch
 
 from headwater.errors import NumericalError, UsageError
 from headwater.gradients.batches import Batch
-from headwater.gradients.contraction import BLOCK_NUMBERS
+from headwater.gradients.contraction import BLOCK_NUMBERS, SLICE
 from headwater.gradients.curvature.options import Curvature
 from headwater.gradients.curvature.spectrum import Basis, Spectrum
 from headwater.gradients.factors import FactorHooks
 
 MOST_FEATURES = 8192
 """Side of the largest matrix whose eigenvectors are found."""
+
+BLOCK = 256
+"""Columns of a wide symmetric product that are made at once."""
+
+CACHED = 1 << 17
+"""Numbers of gradients that stay in the second-level cache of a CPU while they are squared."""
 
 FROM_FEATURES = ("fisher", "datainf", "diagonal")
 """Kinds that the rows' (projected) gradients decide."""
@@ -149,8 +155,7 @@ class Covariances(Stage):
         self._last = None
 
     def layer(self, number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor, batch: Batch) -> None:
-        d_NO = d_BTO.flatten(0, 1)
-        self.add(f"{number}/S", d_NO.T @ d_NO)
+        self.add(f"{number}/S", gram(d_BTO.flatten(0, 1)))
         if number not in self.leader:
             same = self._last is not None and self._last[1].data_ptr() == a_BTI.data_ptr()
             self.leader[number] = self.leader[self._last[0]] if self._last is not None and same else number
@@ -160,7 +165,7 @@ class Covariances(Stage):
         applications = a_BTI.shape[1] // batch.shape[1]
         real_BT1 = batch.attention_BT.repeat(1, applications)[:, :, None].to(a_BTI)
         a_NI = (a_BTI * real_BT1).flatten(0, 1)
-        self.add(f"{number}/A", a_NI.T @ a_NI)
+        self.add(f"{number}/A", gram(a_NI))
 
     def bases(self) -> list[Basis]:
         """Eigenvectors of A and S, eigenvalues of their product."""
@@ -182,21 +187,66 @@ class Corrected(Stage):
     def __init__(self, shapes: Sequence[tuple[int, int]], bases: Sequence[Basis]) -> None:
         super().__init__(shapes)
         self._bases = bases
+        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def batch(self, hooks: FactorHooks, batch: Batch) -> None:
+        super().batch(hooks, batch)
+        self._last = None
+
+    def _inputs(self, a_BTI: torch.Tensor, q_II: torch.Tensor) -> torch.Tensor:
+        """a Q_A, made once for layers that read the same tensor."""
+        last = self._last
+        if last is None or last[0].data_ptr() != a_BTI.data_ptr() or last[1] is not q_II:
+            last = self._last = (a_BTI, q_II, a_BTI @ q_II)
+        return last[2]
 
     def layer(self, number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor, batch: Batch) -> None:
         basis, (rows, tokens, inputs) = self._bases[number], a_BTI.shape
         outputs = d_BTO.shape[2]
         assert basis.outputs_OO is not None and basis.inputs_II is not None
-        q_OO, q_II = basis.outputs_OO.to(d_BTO), basis.inputs_II.to(a_BTI)
-        early = tokens * (inputs**2 + outputs**2) < inputs * outputs * (inputs + outputs)
-        if early:  # rotating the tokens is cheaper than rotating the matrices
-            a_BTI, d_BTO = a_BTI @ q_II, d_BTO @ q_OO
+        q_OO, q_II = basis.outputs_OO, basis.inputs_II
+        # a side of the tokens is rotated where that is cheaper than rotating the finished matrices
+        rotated = tokens * outputs**2 < inputs * outputs**2, tokens * inputs**2 < outputs * inputs**2
+        d_BTO = d_BTO @ q_OO if rotated[0] else d_BTO
+        a_BTI = self._inputs(a_BTI, q_II) if rotated[1] else a_BTI
+        key = f"{number}/squares"
+        if key not in self.sums:
+            self.sums[key] = a_BTI.new_zeros(outputs, inputs)
+        if all(rotated):
+            for first, g_BWI in slices(a_BTI, d_BTO):
+                self.sums[key][first : first + g_BWI.shape[1]] += g_BWI.square_().sum(0)
+            return
         block = max(1, BLOCK_NUMBERS.get(a_BTI.device.type, 1 << 24) // (inputs * outputs))
         for start in range(0, rows, block):
             g_BOI = torch.bmm(d_BTO[start : start + block].mT, a_BTI[start : start + block])
-            if not early:
-                g_BOI = q_OO.T @ (g_BOI @ q_II)
-            self.add(f"{number}/squares", g_BOI.square_().sum(0))
+            g_BOI = g_BOI if rotated[0] else q_OO.T @ g_BOI
+            g_BOI = g_BOI if rotated[1] else g_BOI @ q_II
+            self.sums[key] += g_BOI.square_().sum(0)
+
+
+def slices(a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The examples' gradients some outputs and examples at a time, few enough to stay in a CPU's cache: (first
+    output, [B', W, I])."""
+    on_cpu = a_BTI.device.type == "cpu"
+    width = SLICE if on_cpu else d_BTO.shape[2]
+    count = max(1, CACHED // (width * a_BTI.shape[2])) if on_cpu else len(a_BTI)
+    for start in range(0, len(a_BTI), count):
+        part = slice(start, start + count)
+        for first in range(0, d_BTO.shape[2], width):
+            yield first, torch.bmm(d_BTO[part, :, first : first + width].mT, a_BTI[part])
+
+
+def gram(x_NX: torch.Tensor) -> torch.Tensor:
+    """x' x [X, X]; of a wide one only the blocks on and above the diagonal are multiplied."""
+    size = x_NX.shape[1]
+    if size <= BLOCK or x_NX.device.type != "cpu":
+        return x_NX.T @ x_NX
+    out_XX = x_NX.new_empty(size, size)
+    for start in range(0, size, BLOCK):
+        rows, rest = slice(start, start + BLOCK), slice(start, size)
+        out_XX[rows, rest] = x_NX[:, rows].T @ x_NX[:, rest]
+        out_XX[rest, rows] = out_XX[rows, rest].T
+    return out_XX
 
 
 def eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
