@@ -31,6 +31,7 @@ bench: bench-quality bench-speed
 bench-quality: $(VENV)/.installed
 	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl"; exit 2; }
 	$(BIN)/python benchmarks/step_convergence.py
+	$(BIN)/python benchmarks/truth.py --work benchmarks/work/truth
 	$(BIN)/python benchmarks/facts.py --work benchmarks/work --difference
 	$(BIN)/python benchmarks/auto_beta.py --work benchmarks/work
 	$(BIN)/python benchmarks/projection.py --work benchmarks/work
@@ -41,7 +42,8 @@ bench-speed: $(VENV)/.installed
 	$(BIN)/python benchmarks/index_build.py --work benchmarks/work/build
 	$(BIN)/python benchmarks/index_query.py --work benchmarks/work
 	bash benchmarks/speed/install_rivals.sh benchmarks/work/rivals
-	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals
+	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --tasks collect exact8 pertoken
+	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --rounds 3 --tasks ekfac --variants plain --out benchmarks/results/ekfac
 
 clean:
 	rm -rf $(VENV) headwater-demo build dist
