@@ -206,4 +206,4 @@ class IndexedCurvatures:
             index.folder.child(FOLDER).write_whole(name, save(arrays))
         except RunError:
             progress.note(f"The curvature of {at} cannot be kept beside the index: it will be fitted again next time.")
-        return found
+        return Spectrum.of_arrays(form, arrays, torch.device("cpu"))  # laid out as it will be when read
