@@ -48,6 +48,7 @@ _HOMES = {
     "SOURCE": "headwater.methods.along_training",
     "ScoredRow": "headwater.scores",
     "Scores": "headwater.scores",
+    "SelfInfluence": "headwater.attribution.own",
     "TRAK": "headwater.methods.trak",
     "TokenFormat": "headwater.examples",
     "TracIn": "headwater.methods.gradient",
@@ -58,6 +59,7 @@ _HOMES = {
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
+    "self_influence": "headwater.attribution.own",
     "trace": "headwater.attribution.loop",
     "trace_all": "headwater.attribution.loop",
     "trace_index": "headwater.attribution.indexed",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from headwater.attribution.compute import Compute
     from headwater.attribution.indexed import trace_index
     from headwater.attribution.loop import trace, trace_all
+    from headwater.attribution.own import SelfInfluence, self_influence
     from headwater.checkpoints import Checkpoint, TrainingRun
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries

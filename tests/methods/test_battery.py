@@ -190,3 +190,43 @@ def test_resumed_is_fresh(run: hw.TrainingRun, method: Any, tmp_path: Path, monk
     again = scored(run, method, TRAIN, CONTRASTS, compute=compute, out=tmp_path / "out")
     assert np.array_equal(resumed.values, again.values)
     assert np.array_equal(hw.Scores.load(tmp_path / "out", TRAIN).values, resumed.values)
+
+
+def test_self_influence_is_the_score_of_a_row_for_itself(run: hw.TrainingRun, method: Any) -> None:
+    """The diagonal of a trace that asks for every row. Of a cosine it would be 1: there the squared length is given."""
+    plan = method.plan(run)
+    options: Any = {"format": FORMAT, "compute": EXACT}
+    if isinstance(plan, DirectionalPlan | RepresentationPlan) or (
+        isinstance(plan, GradientPlan) and any(term.query_at != term.example_at for term in plan.terms)
+    ):
+        with pytest.raises(hw.UsageError, match="self-influence"):
+            hw.self_influence(run, TRAIN, method=method, **options)
+        return
+    method = dataclasses.replace(method, beta=0.25) if hasattr(method, "beta") else method
+    if hasattr(method, "measurement"):
+        method = dataclasses.replace(method, measurement="loss")
+    found = hw.self_influence(run, TRAIN, method=method, **options)
+    assert found.values.shape == (12,) and found.values.std() > 0
+    first = int(found.values.argmax())
+    assert found.top(1) == [(TRAIN[first].id, pytest.approx(found.values.max()))]
+    if isinstance(plan, GradientPlan) and plan.inner != "dot" and all(t.steps == t.rows for t in plan.terms):
+        assert all((term >= 0).all() for term in found.terms.values())
+        return
+    asked = [hw.Query(row["prompt"], row["completion"], id=f"row-{n}") for n, row in enumerate(tiny.FACTS)]
+    scores = scored(run, method, TRAIN, asked)
+    near(found.values, np.diag(scores.values), tolerance(method, run))
+
+
+def test_self_influence_resumes(run: hw.TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: Any = {"method": hw.InfluenceFunction(), "format": FORMAT, "compute": EXACT}
+    fresh = hw.self_influence(run, TRAIN, **given).values
+    first = hw.self_influence(run, TRAIN, **given, out=tmp_path / "out").values
+
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    from headwater.attribution.models import Models
+
+    monkeypatch.setattr(Models, "load", never)
+    again = hw.self_influence(run, TRAIN, **given, out=tmp_path / "out").values
+    assert np.array_equal(fresh, first) and np.array_equal(first, again)

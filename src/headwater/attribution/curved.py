@@ -87,10 +87,14 @@ class Curvatures:
 
     def apply(self, sides: SideGradients, steps: Sequence[Step], space: Space) -> SideGradients:
         """The sides, times f(H) of each step."""
-        matrices = [layer.matrix() for layer in sides.layers]
+        return SideGradients.of_matrices(self.times([layer.matrix() for layer in sides.layers], steps, space))
+
+    def times(self, layers: Sequence[torch.Tensor], steps: Sequence[Step], space: Space) -> list[torch.Tensor]:
+        """The same for gradients [B, O, I] of every layer."""
+        found = list(layers)
         for step in steps:
-            matrices = self._spectrum(step, space, matrices[0].device).apply(step, matrices)
-        return SideGradients.of_matrices(matrices)
+            found = self._spectrum(step, space, found[0].device).apply(step, found)
+        return found
 
     def rows_map(self, steps: Sequence[Step], space: Space, device: torch.device) -> Map | None:
         """What is done to each layer of the rows' gradients."""
