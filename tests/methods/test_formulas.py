@@ -241,6 +241,9 @@ class TestRefusals:
         with pytest.raises(hw.UsageError, match=match):
             make()
 
+    def test_moments_of_a_projection(self, given: Naive) -> None:
+        self.refused(given.run, hw.InfluenceFunction(curvature="adam", rank=4), "moments with gradients projected")
+
     def test_a_rank_below_one(self, given: Naive) -> None:
         self.refused(given.run, hw.LoGra(rank=0), "rank 0")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headwater.attribution.models import Place
     from headwater.attribution.passes import Rows
     from headwater.gradients.factors import FactorHooks
+    from headwater.gradients.projection import Scales
     from headwater.index.manifest import Index
 
 FOLDER = "curvature"
@@ -46,6 +47,7 @@ class Curvatures:
     def __init__(self, rows: Rows, state: RunState, adam: Callable[[str, Place], Spectrum], bar: progress.Bar) -> None:
         self._rows, self._state, self._adam, self._bar = rows, state, adam, bar
         self._loaded: dict[str, Spectrum] = {}
+        self._scales: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def fit(self, at: str, space: Space, curvature: Curvature, loaded: Callable[[], Place]) -> None:
         """Fits one, where it is not in the state already."""
@@ -75,15 +77,20 @@ class Curvatures:
             stages.append(stage)
         self._state.save(name, fitting.spectrum_of(curvature, stages).arrays())
 
-    def scales(self, at: str, space: Space, loaded: Callable[[], Place]) -> list[Any] | None:
+    def scales(self, at: str, space: Space, loaded: Callable[[], Place]) -> Scales | None:
         """Adafactor-like factors of the inputs and outputs of every layer, where the space has them."""
         if not space.scaled:
             return None
-        place, name = loaded(), f"{at}/moments-{digest(repr(space.loss).encode())[:12]}"
-        hooks = place.hooks(rank=0)  # before any projection
-        stage = fitting.Moments(hooks.shapes)
-        self._sum(stage, hooks, name, place, space.loss, 0)
-        return [(c.to(place.device, place.precision), r.to(place.device, place.precision)) for c, r in stage.scales()]
+        name = f"{at}/moments-{digest(repr(space.loss).encode())[:12]}"
+        if name not in self._scales:
+            place = loaded()
+            hooks = place.hooks(rank=0)  # before any projection
+            stage = fitting.Moments(hooks.shapes)
+            self._sum(stage, hooks, name, place, space.loss, 0)
+            self._scales[name] = [
+                (c.to(place.device, place.precision), r.to(place.device, place.precision)) for c, r in stage.scales()
+            ]
+        return self._scales[name]
 
     def apply(self, sides: SideGradients, steps: Sequence[Step], space: Space) -> SideGradients:
         """The sides, times f(H) of each step."""
@@ -121,6 +128,7 @@ class Curvatures:
     def forget(self) -> None:
         """Frees the memory of the curvatures; they stay in the state."""
         self._loaded.clear()
+        self._scales.clear()
 
     def _sum(self, stage: fitting.Stage, hooks: FactorHooks, name: str, place: Place, loss: Loss, seed: int) -> None:
         """One pass over the rows, from where it stopped; the sums are kept now and then, and at the end."""

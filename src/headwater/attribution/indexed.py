@@ -21,7 +21,7 @@ import numpy as np
 from headwater import progress
 from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
-from headwater.attribution.loop import check_methods, command, note_contrasts, visit_order
+from headwater.attribution.loop import check_methods, command, note_contrasts, planned, visit_order
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
@@ -69,7 +69,8 @@ def trace_index(
     """
     check_methods(methods, queries)
     run = _run(index, run)
-    plans = [method.plan(run) for method in methods]
+    stored_rank = index.config["compute"]["rank"]
+    plans = [planned(method, run, stored_rank) for method in methods]
     check_words(words, methods, plans)
     for method, plan in zip(methods, plans, strict=True):
         if not isinstance(plan, GradientPlan | TextPlan) or (limit is not None and isinstance(plan, TextPlan)):
@@ -80,7 +81,6 @@ def trace_index(
             )
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
-    stored_rank = index.config["compute"]["rank"]
     for method, plan in zip(methods, plans, strict=True):
         _check_plan(method.name, plan, stored_rank)
     note_contrasts(plans, queries)
@@ -112,7 +112,7 @@ def _check_plan(name: str, plan: Plan, rank: int) -> None:
     if not isinstance(plan, GradientPlan):
         return
     needs = None
-    if plan.space.rank not in (0, rank):
+    if plan.space.rank:
         needs = f"gradients projected to rank {plan.space.rank}"
     elif plan.space.scaled or plan.space.margin:
         needs = "other gradients than those of the loss"
@@ -123,7 +123,7 @@ def _check_plan(name: str, plan: Plan, rank: int) -> None:
             f"{name} from an index: it needs {needs}",
             expected=f"gradients of the loss projected to rank {rank}, as the index holds them",
             fix=f"add --rank {rank}"
-            if plan.space.rank not in (0, rank)
+            if plan.space.rank
             else "use --inner dot, or trace with --train and --checkpoints instead of --index",
         )
 

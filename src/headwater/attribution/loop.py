@@ -86,7 +86,7 @@ def trace_all(
     """As `trace`, for several methods at once: what they share is computed once. Method name -> scores."""
     format, compute = format or TokenFormat(), compute or Compute()
     check_methods(methods, queries)
-    plans = [method.plan(run) for method in methods]
+    plans = [planned(method, run, compute.rank) for method in methods]
     check_words(words, methods, plans)
     if compute.dtype == "bfloat16" and any(isinstance(plan, DirectionalPlan) for plan in plans):
         raise UsageError(
@@ -118,6 +118,12 @@ def check_methods(methods: Sequence[Method], queries: Sequence[Query]) -> None:
         )
     if not queries:
         raise DataError("no query", expected="at least one prompt", fix="give --prompt or --queries")
+
+
+def planned(method: Method, run: TrainingRun, rank: int | None) -> Plan:
+    """A method's plan, where all gradients are projected to `rank` (None: are not)."""
+    plan = method.plan(run)
+    return plan.where(rank) if isinstance(plan, GradientPlan) else plan
 
 
 def check_space(name: str, plan: Plan, compute: Compute) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from headwater import progress
 from headwater.attribution.compute import Compute
-from headwater.attribution.loop import CHUNK_BATCHES, check_space, describe, encode_rows
+from headwater.attribution.loop import CHUNK_BATCHES, check_space, describe, encode_rows, planned
 from headwater.attribution.plan import GradientPlan, Method, TextPlan
 from headwater.attribution.work import Doubt, Key, keys, terms, visits
 from headwater.checkpoints import TrainingRun
@@ -79,7 +79,7 @@ def self_influence(
         UsageError: a method that has no self-influence.
     """
     format, compute = format or TokenFormat(), compute or Compute()
-    plan = method.plan(run)
+    plan = planned(method, run, compute.rank)
     check_space(method.name, plan, compute)
     if isinstance(plan, TextPlan):
         values_N = _by_words(method, train)

@@ -82,6 +82,10 @@ class GradientPlan:
         """Whether it is made of gradients as they are, without projection of its own, or curvature."""
         return self.space == PLAIN and not any(term.steps or term.rows for term in self.terms)
 
+    def where(self, rank: int | None) -> GradientPlan:
+        """The same where all gradients are projected to `rank` anyway: then it needs no projection of its own."""
+        return self if self.space.rank != rank else replace(self, space=replace(self.space, rank=0))
+
     @property
     def fitted(self) -> bool:
         """Whether a row's score depends on the other rows, through curvature that is fitted to them."""

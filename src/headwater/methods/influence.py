@@ -29,8 +29,14 @@ def space_of(curvature: str | None, rank: int | None) -> Space:
     """The space in which a kind of curvature can be fitted.
 
     Raises:
-        UsageError: a rank below 1.
+        UsageError: a rank below 1, or any with Adam's moments, which are of gradients as they are.
     """
+    if rank is not None and curvature == "adam":
+        raise UsageError(
+            f"Adam's moments with gradients projected to rank {rank}",
+            expected="gradients as they are",
+            fix="leave the rank out, or choose another curvature",
+        )
     if rank is not None and rank < 1:
         raise UsageError(f"a projection of rank {rank}", expected="at least 1", fix="raise the rank")
     return Space(rank=RANK if rank is None and curvature in PROJECTED else rank or 0)
