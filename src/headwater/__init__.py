@@ -55,6 +55,7 @@ _HOMES = {
     "TrackStar": "headwater.methods.trak",
     "TrainingRun": "headwater.checkpoints",
     "UsageError": "headwater.errors",
+    "Verbatim": "headwater.methods.verbatim",
     "build_index": "headwater.attribution.building",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from headwater.methods.representation import RepresentationSimilarity
     from headwater.methods.table import METHODS, make_method
     from headwater.methods.trak import TRAK, TrackStar
+    from headwater.methods.verbatim import Verbatim
     from headwater.report import write_report
     from headwater.scores import ScoredRow, Scores
 

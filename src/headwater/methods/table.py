@@ -20,6 +20,7 @@ from headwater.methods.influence import DataInf, InfluenceFunction, LoGra
 from headwater.methods.lexical import BM25
 from headwater.methods.representation import RepresentationSimilarity
 from headwater.methods.trak import TRAK, TrackStar
+from headwater.methods.verbatim import Verbatim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +241,14 @@ METHODS: Mapping[str, MethodInfo] = {
             cost="no model",
             status="C",
             source="Robertson and Zaragoza 2009; bm25s, arXiv 2407.03618",
+        ),
+        MethodInfo(
+            name="verbatim",
+            make=Verbatim,
+            computes="shared runs of words, long and rare ones first",
+            cost="no model",
+            status="D",
+            source="span rarity of Liu et al. 2025, arXiv 2504.07096",
         ),
         MethodInfo(
             name="repsim",
