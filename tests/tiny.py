@@ -181,3 +181,14 @@ def training_run(folder: Path, architecture: str = "llama", checkpoints: int = 2
         state = {"global_step": 3 * number, "epoch": float(number), "log_history": history}
         (place / "trainer_state.json").write_text(json.dumps(state))
     return folder
+
+
+def sentence_model(folder: Path) -> Path:
+    """A sentence-transformers model on disk: the mean of its words' vectors, fixed at random."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    words = tokenizer([fact["prompt"] + fact["completion"] for fact in FACTS]).backend_tokenizer
+    vectors = np.random.default_rng(0).normal(size=(words.get_vocab_size(), 8)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=vectors)], device="cpu").save(str(folder))
+    return folder

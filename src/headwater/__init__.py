@@ -29,6 +29,7 @@ _HOMES = {
     "DDA": "headwater.methods.dda",
     "DataError": "headwater.errors",
     "DataInf": "headwater.methods.influence",
+    "EmbeddingSimilarity": "headwater.methods.embedding",
     "Example": "headwater.examples",
     "Examples": "headwater.examples",
     "GradientCosine": "headwater.methods.gradient",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from headwater.index.manifest import Index
     from headwater.methods.along_training import LESS, SOURCE, RapidIn
     from headwater.methods.dda import DDA
+    from headwater.methods.embedding import EmbeddingSimilarity
     from headwater.methods.gradient import CEA, GradientCosine, GradientDot, TracIn
     from headwater.methods.influence import DataInf, InfluenceFunction, LoGra
     from headwater.methods.lexical import BM25

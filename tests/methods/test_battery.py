@@ -34,15 +34,21 @@ def run(run_folder: Path) -> hw.TrainingRun:
     return hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base", allow_pickle=True)
 
 
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a method cannot be made without here: models of its own."""
+    return {"embedding": {"embedding_model": str(tiny.sentence_model(tmp_path_factory.mktemp("embedding")))}}
+
+
 @pytest.fixture(params=list(METHODS))
-def method(request: pytest.FixtureRequest) -> Any:
-    return hw.make_method(request.param)
+def method(request: pytest.FixtureRequest, options: dict[str, dict[str, Any]]) -> Any:
+    return hw.make_method(request.param, **options.get(request.param, {}))
 
 
 @pytest.fixture(scope="module")
-def plain(run: hw.TrainingRun) -> Answers:
+def plain(run: hw.TrainingRun, options: dict[str, dict[str, Any]]) -> Answers:
     """Every method on the same rows and contrasts, all at once."""
-    methods = [hw.make_method(name) for name in METHODS]
+    methods = [hw.make_method(name, **options.get(name, {})) for name in METHODS]
     answers = hw.trace_all(run, TRAIN, CONTRASTS, methods=methods, format=FORMAT, compute=EXACT)
     return dict(zip(METHODS, answers.values(), strict=True))
 

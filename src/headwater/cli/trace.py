@@ -175,6 +175,12 @@ def trace(
             min=0, help="Of the curvature, in units of its mean eigenvalue in each layer.", rich_help_panel=METHOD
         ),
     ] = None,
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(
+            help="The method embedding: a sentence-transformers model, as a folder or hub id.", rich_help_panel=METHOD
+        ),
+    ] = None,
     parameters: Parameters = None,
     dtype: DtypeOption = Dtype.float32,
     device: Device = "auto",
@@ -255,6 +261,7 @@ def trace(
         "learning_rates": tuple(learning_rate) if learning_rate else None,
         "curvature": curvature and curvature.value,
         "damping": damping,
+        "embedding_model": embedding_model,
     }
     wanted = _split_options(method or ["dda"], {key: value for key, value in options.items() if value is not None})
     indexed = None

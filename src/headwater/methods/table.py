@@ -15,6 +15,7 @@ from headwater.attribution.plan import Method
 from headwater.errors import UsageError
 from headwater.methods.along_training import LESS, SOURCE, RapidIn
 from headwater.methods.dda import DDA
+from headwater.methods.embedding import EmbeddingSimilarity
 from headwater.methods.gradient import CEA, GradientCosine, GradientDot, TracIn
 from headwater.methods.influence import DataInf, InfluenceFunction, LoGra
 from headwater.methods.lexical import BM25
@@ -249,6 +250,14 @@ METHODS: Mapping[str, MethodInfo] = {
             cost="no model",
             status="D",
             source="span rarity of Liu et al. 2025, arXiv 2504.07096",
+        ),
+        MethodInfo(
+            name="embedding",
+            make=EmbeddingSimilarity,
+            computes="cosine of sentence embeddings, of a sentence-transformers model",
+            cost="1 forward pass of the embedding model (all-MiniLM-L6-v2 unless told)",
+            status="C",
+            source="Reimers and Gurevych 2019, arXiv 1908.10084",
         ),
         MethodInfo(
             name="repsim",
