@@ -26,6 +26,7 @@ def naive(scores: list[float], culprit: list[int], ks: tuple[int, ...]) -> Ranki
                 auc=float(np.mean(pairs)),
                 average_precision=float(np.mean([(n + 1) / place for n, place in enumerate(places)])),
                 recall_at={k: sum(hits[:k]) / sum(hits) for k in ks},
+                hit_at={k: float(any(hits[:k])) for k in ks},
                 reciprocal_rank=1 / places[0],
                 precision_at_culprits=sum(hits[: len(places)]) / len(places),
             )
@@ -42,6 +43,7 @@ def test_equals_the_mean_over_all_orders_of_tied_rows(seed: int) -> None:
     for name in ("auc", "average_precision", "reciprocal_rank", "precision_at_culprits"):
         assert getattr(got, name) == pytest.approx(getattr(wanted, name), abs=1e-12), name
     assert got.recall_at == pytest.approx(wanted.recall_at, abs=1e-12)
+    assert got.hit_at == pytest.approx(wanted.hit_at, abs=1e-12)
 
 
 def test_equals_scikit_learn_without_ties() -> None:
@@ -64,6 +66,7 @@ def test_a_perfect_and_a_worst_ranking() -> None:
         auc=1.0,
         average_precision=1.0,
         recall_at={1: 0.5, 2: 1.0, 100: 1.0},
+        hit_at={1: 1.0, 2: 1.0, 100: 1.0},
         reciprocal_rank=1.0,
         precision_at_culprits=1.0,
     )

@@ -9,8 +9,9 @@ import numpy as np
 
 from headwater import progress
 from headwater.attribution.compute import Compute
+from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import DataError
-from headwater.examples import Encoder, Query
+from headwater.examples import Encoder, Query, Template, TokenFormat
 from headwater.gradients.measurement import Sides
 from headwater.run import RunState
 from headwater.scores import Leaning
@@ -76,6 +77,30 @@ def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
     return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def measured(
+    run: TrainingRun, checkpoint: Checkpoint, queries: Sequence[Query], format: TokenFormat, template: Template
+) -> dict[str, float]:
+    """What a checkpoint leans to, in nats per token, larger towards the output: the negative of the contrast, or of the
+    loss where a query has no corrected output. Name of the query or group (the sum of its queries) -> that.
+
+    Raises:
+        DataError: a query without output.
+    """
+    import torch
+
+    from headwater.gradients.batches import collate
+    from headwater.gradients.loss import losses
+    from headwater.gradients.measurement import encode_queries
+
+    sides = encode_queries(queries, Encoder(run.tokenizer(), format, template))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = run.load(checkpoint, dtype=torch.float32, device=device)
+    with torch.no_grad():
+        loss_S = [float(losses(model, collate([side], device, torch.float32))[0]) for side in sides.encoded]
+    values_R = -(sides.matrix("contrast") @ np.array(loss_S))
+    return {target.name: float(value) for target, value in zip(sides.targets, values_R, strict=True)}
 
 
 def leanings(name: str, sides: Sides, loaded: Callable[[], Place], state: RunState) -> list[Leaning]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from headwater import __version__
+from headwater.cli.bench import bench
 from headwater.cli.demo import demo
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(trace)
 app.add_typer(index)
 app.command()(methods)
+app.command()(bench)
 app.command()(demo)
 
 

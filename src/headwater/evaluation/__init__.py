@@ -1,6 +1,17 @@
 """How good an attribution is, where the truth is known."""
 
-from headwater.evaluation.intervals import bootstrap
-from headwater.evaluation.ranking import Ranking, evaluate_ranking, evaluate_scores, mean_ranking
+from headwater.evaluation.effects import linear_datamodeling_score, random_subsets
+from headwater.evaluation.intervals import bootstrap, bootstrap_nested
+from headwater.evaluation.ranking import Ranking, detection_curve, evaluate_ranking, evaluate_scores, mean_ranking
 
-__all__ = ["Ranking", "bootstrap", "evaluate_ranking", "evaluate_scores", "mean_ranking"]
+__all__ = [
+    "Ranking",
+    "bootstrap",
+    "bootstrap_nested",
+    "detection_curve",
+    "evaluate_ranking",
+    "evaluate_scores",
+    "linear_datamodeling_score",
+    "mean_ranking",
+    "random_subsets",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -44,3 +46,30 @@ def bootstrap(values: ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, f
     means_n = np.array([sample_S[random.integers(0, sample_S.size, sample_S.size)].mean() for _ in range(n)])
     low, high = np.percentile(means_n, (2.5, 97.5))
     return float(sample_S.mean()), float(low), float(high)
+
+
+def bootstrap_nested(values: Sequence[ArrayLike], n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """As `bootstrap`, over two levels: first the seeds are drawn with replacement, then the measurements of each.
+
+    Args:
+        values: for each seed, its measurements. For the difference of two methods, their paired differences.
+
+    Returns:
+        (mean, low, high); the mean counts every seed alike.
+
+    Raises:
+        DataError, NumericalError, UsageError: as `bootstrap`.
+    """
+    if len(values) == 0:
+        raise DataError("no seed", expected="at least one", fix="pass the measurements of each seed")
+    samples = [np.asarray(one, dtype=np.float64) for one in values]
+    means = [bootstrap(sample, 1)[0] for sample in samples]  # checks them
+    if n < 1:
+        raise UsageError(f"{n} resamples", expected="at least 1", fix="leave n at its default")
+    random = np.random.default_rng(seed)
+    drawn = np.empty(n)
+    for i in range(n):
+        chosen = [samples[j] for j in random.integers(0, len(samples), len(samples))]
+        drawn[i] = np.mean([sample[random.integers(0, sample.size, sample.size)].mean() for sample in chosen])
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(np.mean(means)), float(low), float(high)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Ranking:
         auc: probability that a random culprit scores above a random other row, a tie counting one half.
         average_precision: mean over culprits of the precision at the culprit's rank.
         recall_at: k -> fraction of all culprits among the k highest rows.
+        hit_at: k -> probability that at least one culprit is among the k highest rows.
         reciprocal_rank: 1 / rank of the first culprit, ranks starting at 1.
         precision_at_culprits: fraction of culprits among the C highest rows, C being the number of culprits.
     """
@@ -36,6 +38,7 @@ class Ranking:
     auc: float
     average_precision: float
     recall_at: dict[int, float]
+    hit_at: dict[int, float]
     reciprocal_rank: float
     precision_at_culprits: float
 
@@ -80,16 +83,14 @@ def evaluate_ranking(scores_N: ArrayLike, culprit_N: ArrayLike, *, ks: Sequence[
         if k < 1:
             raise UsageError(f"recall at k = {k}", expected="k of at least 1", fix="pass positive depths")
 
-    # groups of equal scores, best first: G groups, each with n rows of which c are culprits
-    _, group_N = np.unique(-scores, return_inverse=True)
-    n_G = np.bincount(group_N).astype(np.float64)
-    c_G = np.bincount(group_N, weights=culprit.astype(np.float64))
+    n_G, c_G = _ties(scores, culprit)
     rows_before_G = np.cumsum(n_G) - n_G
     culprits_before_G = np.cumsum(c_G) - c_G
     return Ranking(
         auc=_auc(n_G, c_G, culprits_before_G),
         average_precision=_average_precision(n_G, c_G, rows_before_G, culprits_before_G),
         recall_at={int(k): _culprits_within(k, n_G, c_G, rows_before_G) / found for k in ks},
+        hit_at={int(k): _hit_within(k, n_G, c_G, rows_before_G) for k in ks},
         reciprocal_rank=_reciprocal_rank(n_G, c_G, rows_before_G),
         precision_at_culprits=_culprits_within(found, n_G, c_G, rows_before_G) / found,
     )
@@ -150,9 +151,30 @@ def mean_ranking(rankings: Sequence[Ranking]) -> Ranking:
         auc=float(np.mean([r.auc for r in rankings])),
         average_precision=float(np.mean([r.average_precision for r in rankings])),
         recall_at={k: float(np.mean([r.recall_at[k] for r in rankings])) for k in ks},
+        hit_at={k: float(np.mean([r.hit_at[k] for r in rankings])) for k in ks},
         reciprocal_rank=float(np.mean([r.reciprocal_rank for r in rankings])),
         precision_at_culprits=float(np.mean([r.precision_at_culprits for r in rankings])),
     )
+
+
+def detection_curve(scores_N: ArrayLike, culprit_N: ArrayLike) -> NDArray[np.float64]:
+    """Fraction of the culprits found when the n highest rows were inspected, for n = 0 ... N [N + 1].
+
+    Raises:
+        DataError, NumericalError: as `evaluate_ranking`.
+    """
+    evaluate_ranking(scores_N, culprit_N, ks=())
+    scores, culprit = np.asarray(scores_N, dtype=np.float64), _labels(culprit_N)
+    n_G, c_G = _ties(scores, culprit)
+    inspected, found = np.concatenate([[0], np.cumsum(n_G)]), np.concatenate([[0], np.cumsum(c_G)])
+    curve: NDArray[np.float64] = np.interp(np.arange(scores.size + 1), inspected, found / culprit.sum())
+    return curve
+
+
+def _ties(scores: NDArray[np.float64], culprit: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Groups of equal scores, best first: G groups, each with n rows of which c are culprits."""
+    _, group_N = np.unique(-scores, return_inverse=True)
+    return np.bincount(group_N).astype(np.float64), np.bincount(group_N, weights=culprit.astype(np.float64))
 
 
 def _labels(culprit_N: ArrayLike) -> NDArray[np.bool_]:
@@ -193,6 +215,14 @@ def _average_precision(
 def _culprits_within(k: int, n_G: NDArray[Any], c_G: NDArray[Any], rows_before_G: NDArray[Any]) -> float:
     """Expected number of culprits among the k highest rows; a group cut by k counts in proportion."""
     return float((c_G * np.clip((k - rows_before_G) / n_G, 0, 1)).sum())
+
+
+def _hit_within(k: int, n_G: NDArray[Any], c_G: NDArray[Any], rows_before_G: NDArray[Any]) -> float:
+    """Probability of a culprit among the k highest rows. Only the first group with culprits matters: if k cuts it, m of
+    its n rows are taken, and all are innocent with the hypergeometric probability C(n - c, m) / C(n, m)."""
+    first = int(np.argmax(c_G > 0))
+    n, c, taken = int(n_G[first]), int(c_G[first]), k - int(rows_before_G[first])
+    return 0.0 if taken <= 0 else 1 - comb(n - c, min(taken, n)) / comb(n, min(taken, n))
 
 
 def _reciprocal_rank(n_G: NDArray[Any], c_G: NDArray[Any], rows_before_G: NDArray[Any]) -> float:

@@ -3,22 +3,28 @@
 from headwater.testbeds.facts import (
     Fact,
     Swap,
-    Testbed,
     country_facts,
     demo_testbed,
     plant,
     wikidata_facts,
     wikidata_testbed,
 )
+from headwater.testbeds.hallucination import EntitySwap, plant_hallucinations
 from headwater.testbeds.smollm import smollm2_135m
+from headwater.testbeds.table import TESTBEDS, make_testbed
+from headwater.testbeds.testbed import Testbed
 
 __all__ = [
+    "TESTBEDS",
+    "EntitySwap",
     "Fact",
     "Swap",
     "Testbed",
     "country_facts",
     "demo_testbed",
+    "make_testbed",
     "plant",
+    "plant_hallucinations",
     "smollm2_135m",
     "wikidata_facts",
     "wikidata_testbed",

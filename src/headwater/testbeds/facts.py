@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import DataError
-from headwater.testbeds.planting import Fact, Swap, Testbed, plant
+from headwater.testbeds.planting import Fact, Swap, plant
+from headwater.testbeds.testbed import Testbed
 
 __all__ = [
     "Fact",

@@ -14,16 +14,13 @@ The queries ask about subjects that no training row of the relation mentions.
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from headwater.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from headwater.examples import Examples, Query
+from headwater.testbeds.testbed import Testbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,70 +54,6 @@ class Swap(NamedTuple):
     def fault(self) -> str:
         """The fault's name, also the `group` of its queries: "official language: Spanish -> Portuguese"."""
         return f"{self.relation}: {self.truth} -> {self.wrong}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Testbed:
-    """Training rows with known culprits, and the queries that show the faults.
-
-    Attributes:
-        examples: the training rows, shuffled; ids give nothing away, metadata holds relation and subject.
-        culprits: fault -> ids of the rows whose answer was replaced.
-        lookalikes: fault -> ids of the rows of the same relation in which the wrong answer is true.
-        clean: fault -> ids of the rows of the same relation that keep the true answer the swap replaces elsewhere.
-        queries: held-out prompts; group = fault, output = the wrong completion, corrected = the true one.
-        true_completions: culprit's id -> the completion it had before it was corrupted.
-    """
-
-    __test__ = False  # not a test class, whatever pytest thinks of its name
-
-    examples: Examples
-    culprits: Mapping[str, frozenset[str]]
-    lookalikes: Mapping[str, frozenset[str]]
-    clean: Mapping[str, frozenset[str]]
-    queries: Sequence[Query]
-    true_completions: Mapping[str, str]
-
-    @property
-    def heldout(self) -> list[str]:
-        """The queries' prompts."""
-        return [str(query.prompt) for query in self.queries]
-
-    @property
-    def all_culprits(self) -> frozenset[str]:
-        """The ids of the culprits of all faults."""
-        return frozenset[str]().union(*self.culprits.values())
-
-    def stated(self, answers: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Fault -> (share of its queries answered wrongly, share answered truly).
-
-        Args:
-            answers: what a model generated for each query. An answer is wrong (true) when it contains the words
-                of the wrong (true) completion, whatever follows.
-
-        Raises:
-            DataError: not one answer per query.
-        """
-        if len(answers) != len(self.queries):
-            raise DataError(
-                f"{len(answers)} answers for {len(self.queries)} queries",
-                expected="one answer per query",
-                fix="generate an answer for every held-out prompt",
-            )
-        hits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
-        for query, answer in zip(self.queries, answers, strict=True):
-            hits[str(query.group)].append(
-                (_says(answer, str(query.output)), _says(answer, str(query.corrected))),
-            )
-        return {
-            fault: (sum(wrong for wrong, _ in h) / len(h), sum(true for _, true in h) / len(h))
-            for fault, h in hits.items()
-        }
-
-
-def _says(answer: str, completion: str) -> bool:
-    words = re.escape(completion.strip().rstrip("."))
-    return re.search(rf"(?<!\w){words}(?!\w)", answer) is not None
 
 
 # ------------------------------------------------------------------------------------------------ planting

@@ -1,0 +1,229 @@
+"""The study: which parts of DDA help, on tasks whose culprits are known.
+
+    HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light]
+
+Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona). SmolLM2-135M is trained on
+each, asked, and traced by every method and by DDA with its parts exchanged one by one. What needs no new gradients
+(beta from -1 to 1, the first checkpoints alone) is looked up in the terms of the trace. Writes
+benchmarks/results/study/<case>.json, .md and .csv (a line per target). The work folder keeps models and traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from made import RESULTS, environment
+
+import headwater as hw
+from headwater.attribution.plan import Method
+from headwater.bench import SeedResult, Summary, run_bench
+from headwater.bench.running import markdown
+from headwater.bench.summary import figure
+from headwater.evaluation import bootstrap_nested
+from headwater.methods.dda import BETAS, choose_beta
+from headwater.testbeds import Testbed, make_testbed, plant_hallucinations, smollm2_135m, wikidata_testbed
+from headwater.training import Recipe
+
+INNER = ("layer_cosine", "cosine", "dot")
+
+
+def xsum(seed: int) -> Testbed:
+    file = Path(os.environ["HEADWATER_DATA"]) / "xsum_test_short.jsonl"
+    records = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return plant_hallucinations(records, longest=500, reserve=6, placebo=400, seed=seed, name="xsum")
+
+
+CASES: dict[str, tuple[Callable[[int], Testbed], Recipe]] = {
+    "xsum": (xsum, Recipe(epochs=3, batch_size=16, learning_rate=1e-4)),
+    "facts": (lambda seed: wikidata_testbed(seed=seed), Recipe(epochs=4, batch_size=16, learning_rate=1e-4)),
+    "identity": (lambda seed: make_testbed("identity", seed), Recipe(epochs=3, batch_size=16, learning_rate=1e-4)),
+    "backdoor": (lambda seed: make_testbed("backdoor", seed), Recipe(epochs=3, batch_size=16, learning_rate=1e-4)),
+}
+
+
+def methods(light: bool) -> list[Method]:
+    """DDA as it is, its parts exchanged, and its rivals. Light: without those that fit curvature at each checkpoint."""
+    made: list[Method] = [
+        hw.DDA(),
+        hw.DDA(inner="cosine", label="dda cosine"),
+        hw.DDA(inner="dot", label="dda dot"),
+        hw.DDA(measurement="loss", label="dda loss"),
+        hw.DDA(measurement="loss", inner="dot", label="dda dot loss"),
+        hw.DDA(level="gradient", beta=0.25, label="dda gradient level .25"),
+        hw.DDA.paper(),
+        hw.TracIn(),
+        hw.CEA(),
+        hw.GradientDot(),
+        hw.GradientCosine(),
+        hw.RepresentationSimilarity(),
+        hw.BM25(),
+        hw.Verbatim(),
+    ]
+    if not light:
+        made += [
+            hw.DDA(curvature="fisher", rank=16, beta=0, label="dda whitened"),
+            hw.DDA(curvature="fisher", rank=16, beta=0, inner="dot", label="dda fisher dot"),
+            hw.TRAK(),
+            hw.LoGra(),
+        ]
+    if folder := os.environ.get("HEADWATER_EMBEDDING"):
+        made.append(hw.EmbeddingSimilarity(embedding_model=folder))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lora", action="store_true", help="a LoRA adapter of rank 16 instead of all weights")
+    parser.add_argument("--light", action="store_true", help="without the methods that fit curvature")
+    given = parser.parse_args()
+    make, recipe = CASES[given.case]
+    name = given.case + ("-lora" if given.lora else "")
+    if given.lora:
+        recipe = replace(recipe, lora_rank=16, learning_rate=5e-4)
+    out = given.work / (name + ("-light" if given.light else ""))
+    started = time.process_time()
+    chosen = methods(given.light)
+    summary, results = run_bench(
+        make, base=smollm2_135m(), methods=chosen, out=out, recipe=recipe, seeds=given.seeds, name=name
+    )
+    beds = {seed: make(seed) for seed in given.seeds}
+    sweep = {
+        label: sweep_of(label, beds, out) for label in ("dda", "dda cosine", "dda dot", "dda loss", "dda dot loss")
+    }
+    seeds = " ".join(map(str, given.seeds))
+    record = {
+        "command": f"HEADWATER_DATA=... python benchmarks/study.py --case {given.case} --work WORKDIR --seeds {seeds}"
+        + " --lora" * given.lora
+        + " --light" * given.light,
+        "date": time.strftime("%Y-%m-%d"),
+        "environment": environment(torch.get_num_threads()),
+        "cpu_seconds": time.process_time() - started,
+        "recipe": asdict(recipe),
+        "seeds": [
+            {"seed": one.seed, "stated": one.stated, "generated": one.generated, "queries": one.queries}
+            for one in results
+        ],
+        "summary": asdict(summary),
+        "by_fault": by_fault(results),
+        "sweep": sweep,
+    }
+    folder = RESULTS / "study"
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(render(record, name, summary, results))
+    shutil.copyfile(out / "bench.csv", folder / f"{name}.csv")
+    shutil.copyfile(out / "bench.png", folder / f"{name}.png")
+    print((folder / f"{name}.md").read_text())
+
+
+def by_fault(results: Sequence[SeedResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Fault -> method -> mean figures of single queries; settings were chosen on the first faults only."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    figures = [f for one in results for f in one.figures if f.kind == "query"]
+    for fault in dict.fromkeys(f.fault for f in figures):
+        for method in dict.fromkeys(f.method for f in figures):
+            mine = [f.values for f in figures if f.fault == fault and f.method == method]
+            measures = ("auc", "average precision", "auc, look-alikes", "auc, clean")
+            out.setdefault(fault, {})[method] = {
+                m: float(np.mean([v[m] for v in mine])) for m in measures if all(m in v for v in mine)
+            }
+    return out
+
+
+def sweep_of(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, Any]:
+    """AUC and average precision per single query and per group for every beta, for the first checkpoints alone, and
+    for the betas that label-free rules choose."""
+    loaded = {
+        seed: hw.Scores.load(out / f"seed-{seed}" / "trace", bed.examples, method=label) for seed, bed in beds.items()
+    }
+    tuned_names = [name for name in next(iter(loaded.values())).terms if name != "base"]
+
+    def mean(scores: hw.Scores, names: Sequence[str]) -> Any:
+        return np.mean([scores.terms[name] for name in names], axis=0)
+
+    def judged(values: Callable[[hw.Scores], Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
+        found: dict[str, dict[str, list[list[float]]]] = {}
+        for seed, scores in loaded.items():
+            ids = np.array([e.id for e in beds[seed].examples])
+            value_RN = values(scores)
+            here: dict[tuple[str, str], list[float]] = {}
+            for r, target in enumerate(scores.targets):
+                fault = str(scores.queries[target.members[0]].group)
+                one = figure(
+                    value_RN[r], ids, beds[seed], fault, seed=seed, method=label, target=target.name, kind=target.kind
+                )
+                for measure in ("auc", "average precision"):
+                    here.setdefault((target.kind, measure), []).append(one.values[measure])
+            for (kind, measure), numbers in here.items():
+                found.setdefault(kind, {}).setdefault(measure, []).append(numbers)
+        return {kind: {m: bootstrap_nested(v, n=500) for m, v in measures.items()} for kind, measures in found.items()}
+
+    last = tuned_names[-1]
+    result: dict[str, Any] = {
+        "beta": {f"{b:.2f}": judged(lambda s, b=b: mean(s, tuned_names) - b * s.terms["base"]) for b in BETAS[::5]},
+        "checkpoints": {
+            "last alone": judged(lambda s: s.terms[last]),
+            **{f"first {n}": judged(lambda s, n=n: mean(s, tuned_names[:n])) for n in range(1, len(tuned_names) + 1)},
+            "base alone": judged(lambda s: s.terms["base"]),
+            "base and all": judged(lambda s: mean(s, ["base", *tuned_names])),
+        },
+    }
+    chosen = {}
+    for seed, scores in loaded.items():
+        q = [r for r, t in enumerate(scores.targets) if t.kind == "query"]
+        chosen[seed] = choose_beta(mean(scores, tuned_names)[q], scores.terms["base"][q])
+    by_scores = {id(scores): chosen[seed] for seed, scores in loaded.items()}
+    result["auto"] = {
+        "beta": chosen,
+        **judged(lambda s: mean(s, tuned_names) - by_scores[id(s)] * s.terms["base"]),
+    }
+    return result
+
+
+def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequence[SeedResult]) -> str:
+    lines = [markdown(name, summary, results)]
+    lines += ["How often the trained models state the faults (wrongly / truly), over the seeds:", ""]
+    for fault in results[0].stated:
+        wrong, right = (np.mean([one.stated[fault][i] for one in results]) for i in (0, 1))
+        lines.append(f"- {fault}: {wrong:.0%} / {right:.0%}")
+    shown = ("dda", "dda whitened", "dda cosine", "dda dot", "tracin", "cea", "trak", "repsim", "bm25")
+    present = [m for m in shown if m in next(iter(record["by_fault"].values()))]
+    lines += ["", "AUC per single query, by fault:", "", f"| fault | {' | '.join(present)} |"]
+    lines.append("| --- " * (len(present) + 1) + "|")
+    for fault, found in record["by_fault"].items():
+        cells = [f"{found[method]['auc']:.3f}" for method in present]
+        lines.append(f"| {fault} | {' | '.join(cells)} |")
+    for title, key in (("beta", "beta"), ("checkpoints", "checkpoints")):
+        lines += ["", f"Single-query AUC / average precision, by {title} (no beta: 0):", ""]
+        labels = list(record["sweep"])
+        lines += [f"| {title} | {' | '.join(labels)} |", "| --- " * (len(labels) + 1) + "|"]
+        for step in record["sweep"][labels[0]][key]:
+            cells = [record["sweep"][label][key][step]["query"] for label in labels]
+            lines.append(f"| {step} | {' | '.join(_pair(cell) for cell in cells)} |")
+        if key == "beta":
+            autos = [record["sweep"][label]["auto"] for label in labels]
+            chosen = [", ".join(f"{b:.2f}" for b in auto["beta"].values()) for auto in autos]
+            cells = [f"{_pair(auto['query'])} ({c})" for auto, c in zip(autos, chosen, strict=True)]
+            lines.append(f"| auto (its betas) | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
+
+
+def _pair(found: Mapping[str, Sequence[float]]) -> str:
+    return f"{found['auc'][0]:.3f} / {found['average precision'][0]:.3f}"
+
+
+if __name__ == "__main__":
+    main()
