@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lora", action="store_true", help="a LoRA adapter of rank 16 instead of all weights")
     parser.add_argument("--light", action="store_true", help="without the methods that fit curvature")
+    parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
     given = parser.parse_args()
     make, recipe = CASES[given.case]
     name = given.case + ("-lora" if given.lora else "")
@@ -97,7 +98,14 @@ def main() -> None:
     started = time.process_time()
     chosen = methods(given.light)
     summary, results = run_bench(
-        make, base=smollm2_135m(), methods=chosen, out=out, recipe=recipe, seeds=given.seeds, name=name
+        make,
+        base=smollm2_135m(),
+        methods=chosen,
+        out=out,
+        recipe=recipe,
+        seeds=given.seeds,
+        compute=hw.Compute(query_memory=given.query_memory << 30),
+        name=name,
     )
     beds = {seed: make(seed) for seed in given.seeds}
     sweep = {

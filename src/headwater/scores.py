@@ -20,12 +20,16 @@ from headwater.errors import DataError, NumericalError, RunError
 from headwater.examples import Examples, Query
 from headwater.gradients.measurement import Target
 from headwater.run import write_whole
+from headwater.significance import LEVEL, p_values, q_values
 
 STANDS_OUT = 8.0
 """Robust z-score from which a row is said to stand out of the rest."""
 
 FEWEST_ROWS = 20
 """Fewer rows have no rest to stand out of."""
+
+PLACEBO = "placebo.parquet"
+"""Of a saved trace: the scores of rows that were never trained on."""
 
 WORDS = "words.json"
 """Of a saved trace: the words that carry the scores of the first rows."""
@@ -41,6 +45,8 @@ class ScoredRow:
         percentile: share of all rows with a score at most this one, in per cent.
         deviations: robust z-score, (score - median) / (1.4826 x median absolute deviation) over all rows.
         per_checkpoint: term name -> the row's value there, before weights.
+        stands_out: from the rest (see `Scores.standing_out`).
+        q_value: against placebo rows, where there were any (see `headwater.significance`).
     """
 
     rank: int
@@ -54,6 +60,8 @@ class ScoredRow:
     prompt: str
     completion: str
     per_checkpoint: dict[str, float]
+    stands_out: bool
+    q_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +129,7 @@ class Scores:
         leanings: log-probabilities of the outputs under the base and the checkpoints.
         provenance: method and options, fingerprints, versions: all that is needed to do it again.
         population: where only the highest and lowest rows were kept, what all of them look like.
+        placebo: [R, M] scores of rows that were never trained on: what chance gives.
         words: (number of the target, index of the row) -> its words, of the first rows where they were asked for.
     """
 
@@ -134,6 +143,7 @@ class Scores:
     leanings: Sequence[Leaning] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     population: Population | None = None
+    placebo: np.ndarray | None = None
     words: Mapping[tuple[int, int], RowWords] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -235,6 +245,8 @@ class Scores:
         order = np.argsort(score_N if opposing else -score_N, kind="stable")[: max(0, k)]
         usual = np.sort(self.usual(r))
         deviations_N = robust_deviations(score_N, usual)
+        q_N = self.q_values(r)
+        out = set(self.standing_out(r))
         rows = []
         for rank, index in enumerate(order.tolist(), 1):
             example = self.train[index]
@@ -251,6 +263,8 @@ class Scores:
                     prompt=example.prompt_text,
                     completion=example.completion_text,
                     per_checkpoint={name: float(values[r, index]) for name, values in self.terms.items()},
+                    stands_out=index in out,
+                    q_value=None if q_N is None else float(q_N[index]),
                 )
             )
         return rows
@@ -266,18 +280,27 @@ class Scores:
         return len(self.train) if self.population is None else self.population.rows
 
     def standing_out(self, target: int | str = 0) -> list[int]:
-        """Numbers of the rows that stand out of the rest, best first: robust z-score of at least STANDS_OUT, in
-        FEWEST_ROWS rows or more.
+        """Numbers of the rows that stand out of the rest, best first.
 
-        A description of the scores' shape, not a test with a known rate of false alarms.
+        With placebo rows: those of a q-value of at most `headwater.significance.LEVEL`, a test. Without: those of a
+        robust z-score of at least STANDS_OUT, in FEWEST_ROWS rows or more; this describes the scores' shape, and its
+        rate of false alarms is not known.
         """
         r = self.target_number(target)
         score_N = self.values[r]
+        order = np.argsort(-score_N, kind="stable")
+        q_N = self.q_values(r)
+        if q_N is not None:
+            return [int(i) for i in order if q_N[i] <= LEVEL]
         if self.rows < FEWEST_ROWS:
             return []
         deviations_N = robust_deviations(score_N, self.usual(r))
-        order = np.argsort(-score_N, kind="stable")
         return [int(i) for i in order if deviations_N[i] >= STANDS_OUT]
+
+    def q_values(self, target: int | str = 0) -> np.ndarray | None:
+        """Of each row [N], against the placebo rows; None without them."""
+        r = self.target_number(target)
+        return None if self.placebo is None else q_values(p_values(self.values[r], self.placebo[r]))
 
     def sentences(self, target: int | str = 0) -> list[str]:
         """The two first answers in words: was it the base model already, and does any row stand out?"""
@@ -285,8 +308,15 @@ class Scores:
         members = [self.targets[q].name for q in self.targets[r].members]
         lines = list(_leaning_sentences(members, self.leanings))
         out = self.standing_out(r)
-        if out:
-            count = "1 row stands out" if len(out) == 1 else f"{len(out)} rows stand out"
+        count = "1 row stands out" if len(out) == 1 else f"{len(out)} rows stand out"
+        if self.placebo is not None:
+            above = int((self.values[r] > self.placebo[r].max()).sum())
+            what = count if out else "No row stands out"
+            lines.append(
+                f"{what} from {self.placebo.shape[1]:,} rows that were never trained on (q at most {LEVEL:g}); "
+                f"{above:,} score{'s' * (above == 1)} above all of these."
+            )
+        elif out:
             lines.append(f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median).")
         else:
             lines.append("No row stands out from the rest: do not read the order of the first rows as an answer.")
@@ -332,6 +362,16 @@ class Scores:
                 sink,
             )
             write_whole(folder / "sample.parquet", sink.getvalue().to_pybytes())
+        if any(scores.placebo is not None for scores in methods):
+            sink = pa.BufferOutputStream()
+            columns = {
+                f"{scores.method}/{target.name}": scores.placebo[r]
+                for scores in methods
+                if scores.placebo is not None
+                for r, target in enumerate(self.targets)
+            }
+            pq.write_table(pa.table(columns), sink)
+            write_whole(folder / PLACEBO, sink.getvalue().to_pybytes())
         if any(scores.words for scores in methods):
             record = {scores.method: _words_record(scores) for scores in methods if scores.words}
             write_whole(folder / WORDS, json.dumps(record, ensure_ascii=False).encode())
@@ -414,6 +454,11 @@ class Scores:
             provenance=manifest["provenance"],
             population=population,
         )
+        if (path / PLACEBO).exists():
+            chance = pq.read_table(path / PLACEBO)
+            if f"{method}/{targets[0].name}" in chance.column_names:
+                columns = [chance.column(f"{method}/{target.name}").to_numpy() for target in targets]
+                found = replace(found, placebo=np.stack(columns))
         if not (path / WORDS).exists():
             return found
         record = json.loads((path / WORDS).read_text("utf-8")).get(method, [])

@@ -23,6 +23,7 @@ import numpy as np
 from headwater import progress
 from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
+from headwater.attribution.placebo import check_placebo, with_placebo
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, Method, Plan, TextPlan, plan_uses
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Doubt, Key, Visit, terms, visits
@@ -53,6 +54,7 @@ def trace(
     format: TokenFormat | None = None,
     compute: Compute | None = None,
     words: int = 0,
+    placebo: Examples | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Scores:
     """Scores every training row for every query, by one method.
@@ -63,12 +65,24 @@ def trace(
         format: how training turned rows into tokens (loss mask, maximum length, end-of-sequence token).
         compute: layers, precision, device, batch size.
         words: of so many first rows, which words carry the score: one pass more over them at each checkpoint.
+        placebo: rows like the training rows that were never trained on; with them, q-values say which rows stand out
+            by more than chance (`headwater.significance`). They are scored too.
         out: run directory; with it an interrupted trace goes on where it stopped, and the scores are saved.
 
     Raises:
         HeadwaterError: one line for anything that the caller can mend.
     """
-    answers = trace_all(run, train, queries, methods=[method], format=format, compute=compute, words=words, out=out)
+    answers = trace_all(
+        run,
+        train,
+        queries,
+        methods=[method],
+        format=format,
+        compute=compute,
+        words=words,
+        placebo=placebo,
+        out=out,
+    )
     return answers[method.name]
 
 
@@ -81,6 +95,7 @@ def trace_all(
     format: TokenFormat | None = None,
     compute: Compute | None = None,
     words: int = 0,
+    placebo: Examples | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> dict[str, Scores]:
     """As `trace`, for several methods at once: what they share is computed once. Method name -> scores."""
@@ -97,12 +112,22 @@ def trace_all(
     for method, plan in zip(methods, plans, strict=True):
         check_space(method.name, plan, compute)
     note_contrasts(plans, queries)
+    if placebo is not None:
+        check_placebo(placebo, train, methods, plans)
     config = describe(run, train, queries, methods, format, compute)
     with run_directory(out, config) as state:
         tokenizer = run.tokenizer()
         encoder = Encoder(tokenizer, format, train.template)
         loop = _Loop(run, train, tokenizer, encoder, compute, state, config)
         answers = loop.run(queries, methods, plans, words)
+        if placebo is not None:
+
+            def chance(
+                asked: Sequence[Query], able: Sequence[Method], folder: str | os.PathLike[str] | None
+            ) -> dict[str, Scores]:
+                return trace_all(run, placebo, asked, methods=able, format=format, compute=compute, out=folder)
+
+            answers = with_placebo(answers, methods, plans, chance, out)
         if out is not None:
             first, *others = answers.values()
             first.save(Path(out), others=others)

@@ -53,11 +53,12 @@ from headwater.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from headwater.examples import Query
+    from headwater.examples import Examples, Query
     from headwater.scores import ScoredRow, Scores
 
 INDEX_DECIDES = (
     "train", "split", "prompt_column", "completion_column", "messages_column", "text_column", "id_column", "template",
+    "placebo",
     "loss_on", "max_length", "keep", "eos", "parameters", "dtype", "batch_tokens", "recompute", "rank", "contraction",
     "engine",
 )  # fmt: skip
@@ -223,6 +224,13 @@ def trace(
             rich_help_panel=ANSWER,
         ),
     ] = 0,
+    placebo: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows like --train that were never trained on: q-values then say which rows stand out.",
+            rich_help_panel=ANSWER,
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -240,18 +248,23 @@ def trace(
         required(train, "--train")
     _check_index(context, index, checkpoints)
     asked = _queries(prompt, output, corrected, span, queries)
-    rows = None
+    rows = chance = None
     if index is None:
-        rows = read_rows(
-            train,
-            split=split,
-            prompt_column=prompt_column,
-            completion_column=completion_column,
-            messages_column=messages_column,
-            text_column=text_column,
-            id_column=id_column,
-            template=template,
-        )
+
+        def read(where: str | None) -> Examples:
+            return read_rows(
+                where,
+                split=split,
+                prompt_column=prompt_column,
+                completion_column=completion_column,
+                messages_column=messages_column,
+                text_column=text_column,
+                id_column=id_column,
+                template=template,
+            )
+
+        rows = read(train)
+        chance = read(placebo) if placebo else None
     options = {
         "beta": _beta(beta),
         "measurement": measurement and measurement.value,
@@ -308,6 +321,7 @@ def trace(
             format=token_format(loss_on, max_length, keep, eos),
             compute=compute,
             words=words,
+            placebo=chance,
             out=out,
         )
     else:

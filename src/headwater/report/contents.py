@@ -186,7 +186,7 @@ def _answer(
         "sentences": [visible(sentence) for sentence in scores.sentences(r)],
         "out": len(scores.standing_out(r)),
         "median": _short(median),
-        "threshold": _short(median + STANDS_OUT * spread) if spread > 0 else None,
+        "threshold": _threshold(scores, r, median + STANDS_OUT * spread if spread > 0 else None),
         "low": _short(low),
         "high": _short(high),
         "bins": _bins(np.clip(usual, low, high), low, high),
@@ -195,6 +195,14 @@ def _answer(
         "worst": [entry(row) for row in worst],
         "words": {str(row.index): _words(scores.words[r, row.index]) for row in best if (r, row.index) in scores.words},
     }
+
+
+def _threshold(scores: Scores, r: int, usual: float | None) -> float | None:
+    """The score from which rows stand out; None where none does, or none could."""
+    if scores.placebo is None:
+        return None if usual is None else _short(usual)
+    out = scores.standing_out(r)
+    return _short(float(scores.values[r][out[-1]])) if out else None
 
 
 def _words(words: RowWords) -> dict[str, Any]:

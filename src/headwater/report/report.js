@@ -229,8 +229,8 @@
     const list = el("ol", { class: "list" });
     shown.forEach(([entry, i], place) => {
       const previous = place ? shown[place - 1][0] : null;
-      if (state.list === "best" && previous && previous[2] >= data.standsOut && entry[2] < data.standsOut)
-        list.append(el("li", { class: "limit-line" }, `From here on no row stands out: less than ${data.standsOut} robust deviations above the median`));
+      if (state.list === "best" && place && shown[place - 1][1] < a.out && i >= a.out)
+        list.append(el("li", { class: "limit-line" }, "From here on no row stands out"));
       const group = twinsOf.get(entry[0]);
       const next = shown[place + 1];
       const twin = group && next && group.rows.includes(next[0][0]);

@@ -19,7 +19,7 @@ from rich.text import Text
 from headwater.examples import Query
 from headwater.report.overlap import overlap, query_words
 from headwater.report.visible import visible
-from headwater.scores import STANDS_OUT, Leaning, ScoredRow, Scores
+from headwater.scores import Leaning, ScoredRow, Scores
 
 _LINES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 WORDS_SHOWN, ASKED_SHOWN = 4, 2
@@ -109,7 +109,7 @@ class _RowTable:
                 Text(numbers(row.score)),
                 Text(f"{row.percentile:.1f}"),
                 self._text(row, 2 * text_width - 4),
-                end_section=following is not None and row.deviations >= STANDS_OUT > following.deviations,
+                end_section=following is not None and row.stands_out and not following.stands_out,
             )
         yield table
         shown = f"{len(self.rows):,} of {self.total:,} rows; underlined: words that the query has too"
