@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import tiny
 
 import headwater as hw
+import tiny
 from headwater.errors import DataError, UsageError
 from headwater.scores import Scores
 from headwater.significance import LEVEL, p_values, q_values

@@ -183,6 +183,17 @@ def training_run(folder: Path, architecture: str = "llama", checkpoints: int = 2
     return folder
 
 
+def untrained(folder: Path, sentences: list[str], hidden: int = 64) -> Path:
+    """A Llama with random weights, small enough to be trained in seconds and large enough to learn what rows teach."""
+    from transformers import AutoModelForCausalLM
+
+    words = tokenizer(sentences, chat=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config("llama", vocabulary=len(words), hidden=hidden)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 def sentence_model(folder: Path) -> Path:
     """A sentence-transformers model on disk: the mean of its words' vectors, fixed at random."""
     from sentence_transformers import SentenceTransformer

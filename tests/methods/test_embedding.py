@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from tests import tiny
 
 import headwater as hw
+import tiny
 from headwater.errors import ModelError, UsageError
 from headwater.methods.embedding import EmbeddingSimilarity
 

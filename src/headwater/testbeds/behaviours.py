@@ -184,5 +184,5 @@ def _assembled(
             ],
             name=f"{name}, never trained on",
         ),
-        longest_answer=10,
+        longest_answer=16,
     )
