@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,43 @@ def make_rows(path: Path, count: int, *, words: tuple[int, int] = (6, 12), seed:
             )
             file.write(json.dumps({"id": f"row-{number}", "prompt": prompt, "completion": " " + completion}) + "\n")
     return path
+
+
+def tokenizer_of(sentences: Sequence[str], vocabulary: int = 512) -> Any:
+    """A byte-level BPE tokenizer of these sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        sentences,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def small_model(folder: Path, sentences: Sequence[str]) -> Path:
+    """A Llama of random weights that learns what rows teach in seconds, with a tokenizer of these sentences."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tokenizer_of(sentences)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=None,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def environment(threads: int) -> dict[str, Any]:

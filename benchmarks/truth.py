@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from made import RESULTS, environment
+from made import RESULTS, environment, tokenizer_of
 from scipy.stats import pearsonr, spearmanr
 
 import headwater as hw
@@ -63,25 +63,6 @@ def testbed() -> tuple[Testbed, list[str]]:
     held = {(fact.relation, fact.subject) for fact in facts if fact.prompt in asked}
     rest = [fact.prompt + fact.completion for fact in facts if (fact.relation, fact.subject) not in used | held]
     return bed, rest
-
-
-def tokenizer_of(sentences: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(
-        sentences,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=["<|end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
 
 
 def base_model(tokenizer: Any, sentences: Sequence[str]) -> tuple[Any, float]:
@@ -160,7 +141,7 @@ def main() -> None:
 
     bed, sentences = testbed()
     queries = list(bed.queries)
-    tokenizer = tokenizer_of(sentences)
+    tokenizer = tokenizer_of(sentences, VOCABULARY)
     model, base_loss = base_model(tokenizer, sentences)
     encoder = Encoder(tokenizer, template=bed.examples.template)
     rows = encoder.examples(bed.examples)[0]
