@@ -86,7 +86,8 @@ def finished(
 ) -> tuple[Path, Summary, list[SeedResult], dict[str, Any]]:
     out = tmp_path_factory.mktemp("bench")
     options = {
-        "seeds": (0, 1), "recipe": replace(RECIPE, epochs=4), "effects": Effects(subsets=3, remove=12), "name": "toy",
+        "seeds": (0, 1), "recipe": replace(RECIPE, epochs=4), "name": "toy",
+        "effects": Effects(subsets=3, remove=12, tail_patch=10),
     }  # fmt: skip
     return out, *measured(stories, base, out, **options), options
 
@@ -123,6 +124,9 @@ def test_effects_are_measured_on_models_trained_again(finished: Any) -> None:
         assert set(result.removal) == {"dda", "bm25", "random"}
         assert set(result.datamodeling) == {"dda", "tracin", "bm25"}
         assert all(-1 <= v <= 1 for values in result.datamodeling.values() for v in values.values())
+        assert set(result.tail_patch) == {"dda", "tracin", "bm25", "random"}
+    moved = {name: np.mean([r.tail_patch[name]["England -> China"] for r in results]) for name in ("dda", "random")}
+    assert moved["dda"] > 0 and moved["dda"] > moved["random"]
     lost = {name: np.mean([r.removal[name]["England -> China"] for r in results]) for name in ("dda", "random")}
     assert lost["dda"] < lost["random"] - 0.3  # nats, summed over six queries
 
@@ -135,7 +139,12 @@ def test_files(finished: Any) -> None:
     rows = list(csv.DictReader((out / "bench.csv").read_text().splitlines()))
     assert len(rows) == sum(len(result.figures) for result in results) == 2 * 3 * 7
     table = (out / "bench.md").read_text()
-    assert "| dda |" in table and "Linear datamodeling score" in table and "after removal" in table
+    assert (
+        "| dda |" in table
+        and "Linear datamodeling score" in table
+        and "by training without" in table
+        and "by one step" in table
+    )
     assert (out / "bench.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(out.glob("seed-*/effects/*/checkpoint-*"))  # only what they lean to is kept
 

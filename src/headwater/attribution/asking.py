@@ -11,13 +11,14 @@ from headwater import progress
 from headwater.attribution.compute import Compute
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import DataError
-from headwater.examples import Encoder, Query, Template, TokenFormat
+from headwater.examples import Encoder, Example, Query, Template, TokenFormat
 from headwater.gradients.measurement import Sides
 from headwater.run import RunState
 from headwater.scores import Leaning
 
 if TYPE_CHECKING:
     from headwater.attribution.models import Place
+    from headwater.gradients.directional import Step
 
 
 def with_outputs(
@@ -80,27 +81,49 @@ def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new
 
 
 def measured(
-    run: TrainingRun, checkpoint: Checkpoint, queries: Sequence[Query], format: TokenFormat, template: Template
-) -> dict[str, float]:
+    run: TrainingRun,
+    checkpoint: Checkpoint,
+    queries: Sequence[Query],
+    format: TokenFormat,
+    template: Template,
+    patches: Sequence[Sequence[Example]] = ((),),
+    step: Step | None = None,
+) -> list[dict[str, float]]:
     """What a checkpoint leans to, in nats per token, larger towards the output: the negative of the contrast, or of the
-    loss where a query has no corrected output. Name of the query or group (the sum of its queries) -> that.
+    loss where a query has no corrected output. A group's is the sum of its queries'.
+
+    Args:
+        patches: for each, the rows on which the checkpoint is trained first, by `step`; without rows it is as it is.
+
+    Returns:
+        For each patch: name of the query or group -> that.
 
     Raises:
-        DataError: a query without output.
+        DataError: a query without output. ModelError: weights that cannot move (quantised).
     """
     import torch
 
     from headwater.gradients.batches import collate
+    from headwater.gradients.directional import Step, nudged
+    from headwater.gradients.layers import select_layers
     from headwater.gradients.loss import losses
     from headwater.gradients.measurement import encode_queries
 
-    sides = encode_queries(queries, Encoder(run.tokenizer(), format, template))
+    encoder = Encoder(run.tokenizer(), format, template)
+    sides = encode_queries(queries, encoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = run.load(checkpoint, dtype=torch.float32, device=device)
-    with torch.no_grad():
-        loss_S = [float(losses(model, collate([side], device, torch.float32))[0]) for side in sides.encoded]
-    values_R = -(sides.matrix("contrast") @ np.array(loss_S))
-    return {target.name: float(value) for target, value in zip(sides.targets, values_R, strict=True)}
+    layers = select_layers(model).layers
+    found = []
+    with progress.bar("Asking what it leans to", len(patches)) as bar:
+        for rows in patches:
+            encoded, _ = encoder.examples(rows)
+            with nudged(model, layers, encoded, step or Step(steps=1), torch.float32), torch.no_grad():
+                loss_S = [float(losses(model, collate([side], device, torch.float32))[0]) for side in sides.encoded]
+            values_R = -(sides.matrix("contrast") @ np.array(loss_S))
+            found.append({target.name: float(value) for target, value in zip(sides.targets, values_R, strict=True)})
+            bar.advance()
+    return found
 
 
 def leanings(name: str, sides: Sides, loaded: Callable[[], Place], state: RunState) -> list[Leaning]:

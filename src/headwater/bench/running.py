@@ -32,12 +32,16 @@ from headwater.bench.summary import Figure, Summary, figure, judge, summarise
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
 from headwater.evaluation import linear_datamodeling_score, random_subsets
-from headwater.examples import Encoder, Examples, Query, TokenFormat
+from headwater.examples import Encoder, Example, Examples, Query, TokenFormat
+from headwater.gradients.directional import Step
 from headwater.run import digest, versions, write_whole
 from headwater.scores import Scores
 from headwater.testbeds import Testbed
 from headwater.testbeds.hallucination import says, swapped
 from headwater.training import Recipe, fine_tune
+
+TAIL_RATE = 1e-5
+"""Learning rate of a tail patch."""
 
 RANDOM = "random"
 """The removal of random rows, beside which that of the highest rows is seen."""
@@ -49,12 +53,14 @@ class Effects:
 
     Attributes:
         subsets: random halves of the rows to train on, for the linear datamodeling score; 0: none.
+        tail_patch: highest rows for every fault on which the trained model takes one step more; 0: none.
         remove: rows to take out for every fault before training again; 0: none.
         remove_by: names of the methods whose highest rows are taken out; beside them, random rows.
     """
 
     subsets: int = 0
     remove: int = 0
+    tail_patch: int = 0
     remove_by: tuple[str, ...] = ("dda", "bm25")
 
 
@@ -66,7 +72,8 @@ class SeedResult:
         stated: fault -> shares of its held-out prompts that the trained model answers wrongly and truly.
         generated: how many queries are the trained model's own words. queries: how many there are.
         datamodeling: method -> target -> linear datamodeling score.
-        removal: method -> target -> change of the lean to the wrong output, in nats per token.
+        removal: method -> target -> change of the lean to the output, in nats per token, by training again without the
+            first rows of all faults. tail_patch: the same by one step on the target's first rows.
     """
 
     seed: int
@@ -76,6 +83,7 @@ class SeedResult:
     figures: Sequence[Figure] = field(repr=False)
     datamodeling: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     removal: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tail_patch: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def run_bench(
@@ -156,6 +164,7 @@ class _Seed:
             figures=judge(answers, self.bed, self.seed),
             datamodeling=self._datamodeling(answers, queries, effects.subsets) if effects.subsets else {},
             removal=self._removal(run, answers, queries, effects) if effects.remove else {},
+            tail_patch=self._tail_patch(run, answers, queries, effects.tail_patch) if effects.tail_patch else {},
         )
 
     def _train(self, examples: Examples, folder: Path) -> TrainingRun:
@@ -232,7 +241,7 @@ class _Seed:
         if not file.exists():
             folder = self.folder / "effects" / stamp
             run = self._train(kept, folder)
-            found = measured(run, run.last, queries, self.format, self.bed.examples.template)
+            (found,) = measured(run, run.last, queries, self.format, self.bed.examples.template)
             write_whole(file, json.dumps(found, indent=1).encode())
             shutil.rmtree(folder)
         return dict(json.loads(file.read_text("utf-8")))
@@ -255,14 +264,30 @@ class _Seed:
             out[method] = dict(zip(names, values_R.tolist(), strict=True))
         return out
 
+    def _tail_patch(
+        self, run: TrainingRun, answers: Mapping[str, Scores], queries: Sequence[Query], count: int
+    ) -> dict[str, dict[str, float]]:
+        """Chang et al. 2024 (TrackStar, arXiv 2410.17413), section 5, status S: what one step more on the highest rows
+        does. Here one AdamW step of learning rate TAIL_RATE on all of them; and, beside it, on random rows."""
+        rows, groups = self.bed.examples, _groups(answers)
+        chance = np.random.default_rng(self.seed)
+        count = min(count, len(rows))
+        chosen = {(m, name): np.argsort(-s.values[r])[:count] for m, s in answers.items() for r, name in groups}
+        chosen |= {(RANDOM, name): chance.choice(len(rows), count, replace=False) for _, name in groups}
+        patches: list[list[Example]] = [[], *([rows[int(i)] for i in numbers] for numbers in chosen.values())]
+        step = Step(learning_rate=TAIL_RATE, steps=1)
+        before, *after = measured(run, run.last, queries, self.format, rows.template, patches, step)
+        out: dict[str, dict[str, float]] = {}
+        for (method, name), leaning in zip(chosen, after, strict=True):
+            out.setdefault(method, {})[name] = leaning[name] - before[name]
+        return out
+
     def _removal(
         self, run: TrainingRun, answers: Mapping[str, Scores], queries: Sequence[Query], effects: Effects
     ) -> dict[str, dict[str, float]]:
         rows = self.bed.examples
-        before = measured(run, run.last, queries, self.format, rows.template)
-        groups = [(r, target.name) for r, target in enumerate(next(iter(answers.values())).targets)]
-        kinds = {target.name: target.kind for target in next(iter(answers.values())).targets}
-        groups = [(r, name) for r, name in groups if kinds[name] == "group"] or groups
+        (before,) = measured(run, run.last, queries, self.format, rows.template)
+        groups = _groups(answers)
         chance = np.random.default_rng(self.seed)
         away: dict[str, set[int]] = {
             method: {int(i) for r, _ in groups for i in np.argsort(-answers[method].values[r])[: effects.remove]}
@@ -276,6 +301,12 @@ class _Seed:
             after = self._leaning_without(kept, queries)
             out[method] = {name: after[name] - before[name] for _, name in groups}
         return out
+
+
+def _groups(answers: Mapping[str, Scores]) -> list[tuple[int, str]]:
+    """Number and name of the groups of queries; where there are none, of the queries."""
+    targets = list(enumerate(next(iter(answers.values())).targets))
+    return [(r, t.name) for r, t in targets if t.kind == "group"] or [(r, t.name) for r, t in targets]
 
 
 def _heard(query: Query, said: str) -> Query | None:
@@ -344,7 +375,8 @@ def markdown(name: str, summary: Summary, results: Sequence[SeedResult]) -> str:
     lines += ["", summary.markdown()]
     for title, key in (
         ("Linear datamodeling score (Spearman), mean over targets and seeds", "datamodeling"),
-        ("Change of the lean to the output after removal, nats per token, mean over targets and seeds", "removal"),
+        ("Change of the lean to the output by training without the first rows, nats per token", "removal"),
+        ("Change of the lean to the output by one step on the first rows, nats per token", "tail_patch"),
     ):
         found: dict[str, list[float]] = {}
         for result in results:

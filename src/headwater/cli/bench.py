@@ -37,6 +37,9 @@ def bench(
     remove: Annotated[
         int, typer.Option(min=0, help="Remove this many first rows for every fault, and train again.")
     ] = 0,
+    tail_patch: Annotated[
+        int, typer.Option(min=0, help="Take one step more on this many first rows for every fault.")
+    ] = 0,
     remove_by: Annotated[
         list[str] | None,
         typer.Option("--remove-by", help="Methods whose first rows are removed; beside them, random rows. [dda, bm25]"),
@@ -75,7 +78,9 @@ def bench(
         out=out,
         recipe=recipe,
         seeds=range(seeds),
-        effects=Effects(subsets=subsets, remove=remove, remove_by=tuple(remove_by or ("dda", "bm25"))),
+        effects=Effects(
+            subsets=subsets, remove=remove, tail_patch=tail_patch, remove_by=tuple(remove_by or ("dda", "bm25"))
+        ),
         name=testbed,
     )
     if as_json:
