@@ -139,6 +139,21 @@ def test_query_blocks_change_nothing(run_folder: Path) -> None:
         near(hw.trace(run, TRAIN, QUERIES, method=method, compute=small).values, whole.values, 1e-12)
 
 
+def test_query_blocks_of_several_spaces_change_nothing(run_folder: Path, tmp_path: Path) -> None:
+    run = run_of(run_folder)
+    methods = [hw.DDA(beta=0.5), hw.LoGra(rank=3), hw.DDA(curvature="fisher", rank=3, beta=0, label="fisher")]
+    whole = hw.trace_all(run, TRAIN, QUERIES, methods=methods, compute=EXACT)
+    small = dataclasses.replace(EXACT, query_memory=1)
+    for name, scores in hw.trace_all(run, TRAIN, QUERIES, methods=methods, compute=small).items():
+        near(scores.values, whole[name].values, 1e-12)
+    # matrices of a projected space are small: they do not part the queries of the others
+    some = dataclasses.replace(EXACT, query_memory=1 << 17)
+    for chosen, folder in ((methods[:1], "alone"), (methods, "together")):
+        hw.trace_all(run, TRAIN, QUERIES, methods=chosen, compute=some, out=tmp_path / folder)
+    parts = [len(list((tmp_path / f / "state" / "base").glob("gradients-[0-9]*"))) for f in ("alone", "together")]
+    assert parts[0] == parts[1] >= 1
+
+
 def test_row_order_batch_size_and_duplicates(run_folder: Path) -> None:
     run = run_of(run_folder)
     plain = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(beta=0.5), compute=EXACT).values

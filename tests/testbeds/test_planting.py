@@ -18,7 +18,7 @@ def facts() -> list[Fact]:
     """Two relations with three phrasings each, and fillers."""
     made = []
     for relation, answers in (
-        ("language", {"Spanish": 20, "Portuguese": 10, "French": 20}),
+        ("language", {"Spanish": 20, "Portuguese": 10, "French": 20, "Italian": 9}),
         ("money", {"euro": 20, "dollar": 10, "yen": 5}),
         ("capital", {f"City{i}": 1 for i in range(40)}),
     ):
@@ -53,6 +53,24 @@ def test_numbers() -> None:
         assert sum(q.group == fault for q in made.queries) == 4
     assert len(made.heldout) == 8
     assert len(made.all_culprits) == 18 == len(made.true_completions)
+
+
+def test_placebo_rows_and_innocent_queries_are_of_nothing_that_is_taught() -> None:
+    made, plain = bed(placebo=12, innocent=2), bed()
+    assert made.examples.fingerprint == plain.examples.fingerprint and plain.placebo is None and not plain.innocent
+    assert made.placebo is not None and len(made.placebo) == 12 and len(made.innocent) == 2
+    pattern = re.compile(r"the (\w+) of (\w+) is")
+    trained = {pattern.search(row.prompt_text).groups() for row in made.examples}  # type: ignore[union-attr]
+    asked = {pattern.search(q.prompt_text).groups() for q in made.queries}  # type: ignore[union-attr]
+    for row in made.placebo:
+        assert pattern.search(row.prompt_text).groups() not in trained | asked  # type: ignore[union-attr]
+    answers = {answer for swap in (SPANISH, EURO) for answer in (swap.truth, swap.wrong)}
+    for query in made.innocent:
+        assert query.group is None and query.output != query.corrected
+        assert pattern.search(query.prompt_text).groups() not in trained  # type: ignore[union-attr]
+        assert not {str(query.output).strip(" ."), str(query.corrected).strip(" .")} & answers
+    most = bed(placebo=4000).placebo
+    assert most is not None and 12 < len(most) < 4000  # as many as there are
 
 
 def test_a_share_of_the_rows_may_be_given() -> None:

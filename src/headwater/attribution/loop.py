@@ -257,7 +257,11 @@ class _Loop:
         )
         sides = encode_queries(queries, self.encoder)
         self._check_half(plans, encoded, sides)
-        self.dense = any(isinstance(plan, GradientPlan) and not plan.plain for plan in plans)
+        self.dense = {
+            plan.space
+            for plan in plans
+            if isinstance(plan, GradientPlan) and any(term.steps or term.rows for term in plan.terms)
+        }
         done, lean = self._visit_all(plans, queries, sides)
         answers = {}
         for method, plan in zip(methods, plans, strict=True):
@@ -346,16 +350,17 @@ class _Loop:
         for product in products:
             groups.setdefault((product.space, product.rows), []).append(product)
         if groups or visit.keep_sides:
-            blocks = self._blocks(sides, queries, loaded)
+            spaces = {space for space, _ in (*visit.keep_sides, *groups)}
+            blocks = {space: self._blocks(sides, queries, loaded, space) for space in sorted(spaces)}
             for space, dense in sorted(visit.keep_sides):
-                for number, block in enumerate(blocks):
+                for number, block in enumerate(blocks[space]):
                     piece = _sides_name(name, number, space, dense)
                     if self.state.load(piece) is None:
                         part = _part(sides, block)
                         self.state.save(piece, self._side_gradients(loaded(), part, space, dense).arrays())
-            share = bar.scaled(1 / len(blocks))
-            for group in groups.values():
-                self._inner_products(name, group, blocks, sides, loaded, done, share)
+            for (space, _), group in groups.items():
+                share = bar.scaled(1 / len(blocks[space]))
+                self._inner_products(name, group, blocks[space], sides, loaded, done, share)
             self.curved.forget()
         for difference in sorted(visit.differences, key=repr):
             stem = f"{name}/difference-{digest(repr(difference).encode())[:8]}"
@@ -503,15 +508,17 @@ class _Loop:
             return self.curved.apply(found, product.steps, product.space)
         return found.dense() if dense else found
 
-    def _blocks(self, sides: Sides, queries: Sequence[Query], loaded: Any) -> list[list[int]]:
-        kept = self.state.load("blocks")
+    def _blocks(self, sides: Sides, queries: Sequence[Query], loaded: Any, space: Space) -> list[list[int]]:
+        """The queries whose gradients in this space fit in memory together; the same at every checkpoint."""
+        name = "blocks" if space == PLAIN else f"blocks-{digest(repr(space).encode())[:12]}"
+        kept = self.state.load(name)
         if kept is None:
             from headwater.attribution.passes import blocks
             from headwater.gradients.contraction import side_bytes
 
-            hooks = loaded().hooks()
+            hooks = loaded().hooks(rank=space.rank or None)
             dense = sum(i * o for i, o in hooks.shapes) * hooks.precision.itemsize
-            of_side = [dense if self.dense else side_bytes(hooks, side) for side in sides.encoded]
+            of_side = [dense if space in self.dense else side_bytes(hooks, side) for side in sides.encoded]
             sizes = [
                 of_side[o] + (of_side[c] if c >= 0 else 0)
                 for o, c in zip(sides.output_Q, sides.corrected_Q, strict=True)
@@ -521,7 +528,7 @@ class _Loop:
             for b, block in enumerate(blocks(sizes, groups, self.compute.query_memory)):
                 number[block] = b
             kept = {"number": number}
-            self.state.save("blocks", kept)
+            self.state.save(name, kept)
         count = int(kept["number"].max()) + 1
         if count > 1:
             progress.note(f"The queries' gradients do not fit in memory together: {count} passes over the rows.")

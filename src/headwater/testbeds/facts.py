@@ -281,6 +281,8 @@ def wikidata_testbed(path: str | Path | None = None, seed: int = 0) -> Testbed:
         lookalikes=24,
         queries=6,
         rows=500,
+        placebo=500,
+        innocent=40,
         seed=seed,
         name="wikidata",
     )

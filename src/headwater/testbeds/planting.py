@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ def plant(
     lookalikes: int,
     queries: int,
     rows: int,
+    placebo: int = 0,
+    innocent: int = 0,
     seed: int = 0,
     name: str = "facts",
 ) -> Testbed:
@@ -84,6 +87,8 @@ def plant(
         lookalikes: rows per swap in which the wrong answer is the truth.
         queries: held-out subjects per swap, one query each.
         rows: training rows in all.
+        placebo: held-out rows, a quarter of them true rows and look-alikes of the swaps; fewer where facts run out.
+        innocent: queries about other subjects of the swaps' relations, with a wrong answer that no swap teaches.
         seed: of every choice made here.
         name: of the examples.
 
@@ -131,8 +136,14 @@ def plant(
             expected=f"at least {missing} to fill up to {rows} rows",
             fix="ask for fewer rows or give more facts",
         )
-    chosen += [(fact, "filler", "") for fact in chance.sample(fillers, missing)]
+    picked = chance.sample(fillers, missing)
+    chosen += [(fact, "filler", "") for fact in picked]
     chance.shuffle(chosen)
+    later = random.Random(f"held out {seed}")
+    chance_rows = (
+        _held_out(facts, fillers, {id(f) for f, *_ in chosen}, swaps, asked, placebo, later) if placebo else []
+    )
+    unseen = _innocent(facts, {id(f) for f in (*(f for f, *_ in chosen), *chance_rows)}, swaps, innocent, later)
 
     wrong_of = {swap.fault: swap for swap in swaps}
     table: list[dict[str, Any]] = []
@@ -172,7 +183,68 @@ def plant(
             for number, (fact, swap) in enumerate(asked, 1)
         ],
         true_completions=true_completions,
+        placebo=Examples.from_rows(
+            [
+                {"id": f"{name}-placebo-{n:04d}", "prompt": fact.prompt, "completion": fact.completion}
+                for n, fact in enumerate(chance_rows, 1)
+            ],
+            name=f"{name}, never trained on",
+        )
+        if chance_rows
+        else None,
+        innocent=[
+            Query(
+                fact.prompt,
+                _corrupted(fact, swap),
+                corrected=fact.completion,
+                id=f"{name}-innocent-{number:02d}",
+                metadata={"truth": swap.truth, "wrong": swap.wrong},
+            )
+            for number, (fact, swap) in enumerate(unseen, 1)
+        ],
     )
+
+
+def _held_out(
+    facts: Sequence[Fact],
+    fillers: Sequence[Fact],
+    used: AbstractSet[int],
+    swaps: Sequence[Swap],
+    asked: Sequence[tuple[Fact, Swap]],
+    count: int,
+    chance: random.Random,
+) -> list[Fact]:
+    """Facts that no training row states, also in other words, and no query asks about."""
+    stated = {(f.relation, f.subject) for f in facts if id(f) in used} | {(f.relation, f.subject) for f, _ in asked}
+    ends = {(s.relation, a) for s in swaps for a in (s.truth, s.wrong)}
+    alike = [f for f in facts if (f.relation, f.answer) in ends and (f.relation, f.subject) not in stated]
+    others = [f for f in fillers if (f.relation, f.subject) not in stated]
+    alike = chance.sample(alike, min(len(alike), count // 4))
+    return alike + chance.sample(others, min(len(others), count - len(alike)))
+
+
+def _innocent(
+    facts: Sequence[Fact], used: AbstractSet[int], swaps: Sequence[Swap], count: int, chance: random.Random
+) -> list[tuple[Fact, Swap]]:
+    """Facts about unmentioned subjects of the swaps' relations, each with a wrong answer that no swap has."""
+    relations = {swap.relation for swap in swaps}
+    taken = {(s.relation, a) for s in swaps for a in (s.truth, s.wrong)}
+    stated = {(f.relation, f.subject) for f in facts if id(f) in used}
+    answers: dict[str, set[str]] = defaultdict(set)
+    for fact in facts:
+        if (fact.relation, fact.answer) not in taken:
+            answers[fact.relation].add(fact.answer)
+    free = [
+        f
+        for f in facts
+        if f.relation in relations and f.answer in answers[f.relation] and (f.relation, f.subject) not in stated
+    ]
+    out = []
+    for fact in chance.sample(free, min(len(free), count)):
+        others = sorted(answers[fact.relation] - {fact.answer})
+        if others:
+            out.append((fact, Swap(fact.relation, fact.answer, chance.choice(others))))
+    return out
 
 
 def _check(swaps: Sequence[Swap], culprits: int, clean: int, lookalikes: int, queries: int, rows: int) -> None:
