@@ -237,14 +237,16 @@ def _innocent(
     free = [
         f
         for f in facts
-        if f.relation in relations and f.answer in answers[f.relation] and (f.relation, f.subject) not in stated
+        if f.relation in relations
+        and f.answer in answers[f.relation]
+        and len(answers[f.relation]) > 1
+        and (f.relation, f.subject) not in stated
     ]
-    out = []
-    for fact in chance.sample(free, min(len(free), count)):
-        others = sorted(answers[fact.relation] - {fact.answer})
-        if others:
-            out.append((fact, Swap(fact.relation, fact.answer, chance.choice(others))))
-    return out
+    chosen = chance.sample(free, min(len(free), count))
+    return [
+        (fact, Swap(fact.relation, fact.answer, chance.choice(sorted(answers[fact.relation] - {fact.answer}))))
+        for fact in chosen
+    ]
 
 
 def _check(swaps: Sequence[Swap], culprits: int, clean: int, lookalikes: int, queries: int, rows: int) -> None:
