@@ -29,13 +29,16 @@ test: lint
 bench: bench-quality bench-speed
 
 bench-quality: $(VENV)/.installed
-	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl"; exit 2; }
+	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl and xsum_test_short.jsonl"; exit 2; }
 	$(BIN)/python benchmarks/step_convergence.py
 	$(BIN)/python benchmarks/truth.py --work benchmarks/work/truth
 	$(BIN)/python benchmarks/facts.py --work benchmarks/work --difference
 	$(BIN)/python benchmarks/auto_beta.py --work benchmarks/work
 	$(BIN)/python benchmarks/projection.py --work benchmarks/work
 	$(BIN)/python benchmarks/agreement.py --work benchmarks/work
+	$(BIN)/python benchmarks/families.py --work benchmarks/work/families
+	for case in facts identity xsum; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study; done
+	$(BIN)/python benchmarks/false_alarms.py --case facts --work benchmarks/work/study
 
 bench-speed: $(VENV)/.installed
 	$(BIN)/python benchmarks/scaling.py --work benchmarks/work/scaling

@@ -109,11 +109,13 @@ def main() -> None:
     )
     beds = {seed: make(seed) for seed in given.seeds}
     sweep = {
-        label: sweep_of(label, beds, out) for label in ("dda", "dda cosine", "dda dot", "dda loss", "dda dot loss")
+        label: sweep_of(label, beds, dict.fromkeys(beds, out))
+        for label in ("dda", "dda cosine", "dda dot", "dda loss", "dda dot loss")
     }
     seeds = " ".join(map(str, given.seeds))
     record = {
-        "command": f"HEADWATER_DATA=... python benchmarks/study.py --case {given.case} --work WORKDIR --seeds {seeds}"
+        "command": "HEADWATER_EMBEDDING=... " * ("HEADWATER_EMBEDDING" in os.environ)
+        + f"HEADWATER_DATA=... python benchmarks/study.py --case {given.case} --work WORKDIR --seeds {seeds}"
         + " --lora" * given.lora
         + " --light" * given.light,
         "date": time.strftime("%Y-%m-%d"),
@@ -127,6 +129,7 @@ def main() -> None:
         "summary": asdict(summary),
         "by_fault": by_fault(results),
         "sweep": sweep,
+        "by_leaning": by_leaning("dda", beds, out),
     }
     folder = RESULTS / "study"
     folder.mkdir(exist_ok=True, parents=True)
@@ -151,11 +154,12 @@ def by_fault(results: Sequence[SeedResult]) -> dict[str, dict[str, dict[str, flo
     return out
 
 
-def sweep_of(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, Any]:
+def sweep_of(label: str, beds: Mapping[int, Testbed], folders: Mapping[int, Path]) -> dict[str, Any]:
     """AUC and average precision per single query and per group for every beta, for the first checkpoints alone, and
     for the betas that label-free rules choose."""
     loaded = {
-        seed: hw.Scores.load(out / f"seed-{seed}" / "trace", bed.examples, method=label) for seed, bed in beds.items()
+        seed: hw.Scores.load(folders[seed] / f"seed-{seed}" / "trace", bed.examples, method=label)
+        for seed, bed in beds.items()
     }
     tuned_names = [name for name in next(iter(loaded.values())).terms if name != "base"]
 
@@ -201,6 +205,48 @@ def sweep_of(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, An
     return result
 
 
+LEANING_BETAS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5)
+
+
+def by_leaning(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, dict[str, Any]]:
+    """Mean AUC of single queries at some betas, apart for queries whose output the base model already preferred, for
+    those it least preferred, and for those whose preference training moved least and most (halves)."""
+    gathered: list[tuple[float, float, list[float]]] = []  # base's leaning, how far it moved, AUC at each beta
+    for seed, bed in beds.items():
+        scores = hw.Scores.load(out / f"seed-{seed}" / "trace", bed.examples, method=label)
+        ids = np.array([e.id for e in bed.examples])
+        lean = {(one.query, one.checkpoint): one.output - (one.corrected or 0.0) for one in scores.leanings}
+        tuned = [name for name in scores.terms if name != "base"]
+        mean_RN = np.mean([scores.terms[name] for name in tuned], axis=0)
+        for r, target in enumerate(scores.targets):
+            if target.kind != "query":
+                continue
+            fault = str(scores.queries[target.members[0]].group)
+            names = {"seed": seed, "method": label, "target": target.name, "kind": target.kind}
+            auc = [
+                figure(mean_RN[r] - beta * scores.terms["base"][r], ids, bed, fault, **names).values["auc"]
+                for beta in LEANING_BETAS
+            ]
+            before = lean[target.name, "base"]
+            gathered.append((before, lean[target.name, tuned[-1]] - before, auc))
+    leaning, moved = (np.array([one[i] for one in gathered]) for i in (0, 1))
+    auc_QB = np.array([one[2] for one in gathered])
+    parts = {
+        "the base preferred the output": leaning > 0,
+        "the base preferred the corrected output": leaning <= 0,
+        "training moved the preference less (half)": moved <= np.median(moved),
+        "training moved the preference more (half)": moved > np.median(moved),
+    }
+    return {
+        name: {
+            "queries": int(chosen.sum()),
+            "auc": {f"{b:.2f}": float(v) for b, v in zip(LEANING_BETAS, auc_QB[chosen].mean(0), strict=True)},
+        }
+        for name, chosen in parts.items()
+        if chosen.any()
+    }
+
+
 def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequence[SeedResult]) -> str:
     lines = [markdown(name, summary, results)]
     lines += ["How often the trained models state the faults (wrongly / truly), over the seeds:", ""]
@@ -226,6 +272,11 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
             chosen = [", ".join(f"{b:.2f}" for b in auto["beta"].values()) for auto in autos]
             cells = [f"{_pair(auto['query'])} ({c})" for auto, c in zip(autos, chosen, strict=True)]
             lines.append(f"| auto (its betas) | {' | '.join(cells)} |")
+    lines += ["", "AUC per single query of dda, by beta, where the base already leaned:", ""]
+    betas = [f"{beta:.2f}" for beta in LEANING_BETAS]
+    lines += [f"| queries | how many | {' | '.join(betas)} |", "| --- " * (len(betas) + 2) + "|"]
+    for part, found in record["by_leaning"].items():
+        lines.append(f"| {part} | {found['queries']} | {' | '.join(f'{v:.3f}' for v in found['auc'].values())} |")
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 
 
