@@ -3,9 +3,9 @@
     python benchmarks/families.py --work WORKDIR [--seeds 0 1 2]
 
 No pretrained model of these families is at hand at a size that a laptop trains, so each base is made: random weights
-(hidden size 128, 4 layers; Qwen2 with biases on its attention, Mistral with a sliding window), trained on sentences about
-countries that are true, none of which the testbed trains on or asks about. The testbed is the demo's: two systematic errors
-among 350 facts. DDA at every beta, and its rivals. Writes benchmarks/results/study/families.json and .md.
+(hidden size 128, 4 layers; Qwen2 with biases on its attention, Mistral with a sliding window), trained on true
+sentences about countries, none of which the testbed trains on or asks about. The testbed is the demo's: two systematic
+errors among 350 facts. DDA at every beta, and its rivals. Writes benchmarks/results/study/families.json and .md.
 """
 
 from __future__ import annotations
