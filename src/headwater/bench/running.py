@@ -27,7 +27,7 @@ from headwater.attribution.compute import Compute
 from headwater.attribution.loop import trace_all
 from headwater.attribution.own import self_influence
 from headwater.attribution.plan import Method
-from headwater.bench.plot import draw_curves
+from headwater.bench.plot import draw_curves, require_plots
 from headwater.bench.summary import Figure, Summary, figure, judge, summarise
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
@@ -108,6 +108,7 @@ def run_bench(
     Raises:
         HeadwaterError: as training and tracing.
     """
+    require_plots()
     format, effects = format or TokenFormat(), effects or Effects()
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)}", expected="at least one, each once", fix="name them once")

@@ -17,7 +17,10 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for models, traces and tables.")],
     methods: Annotated[
         list[str] | None,
-        typer.Option("--methods", help="A method, repeated, or all. The first is compared with each other one."),
+        typer.Option(
+            "--methods",
+            help="A method, repeated, or all; the first is compared with each other one. [dda, tracin, bm25]",
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="JSONL file that the testbed is made of.")] = None,
     base: Annotated[
@@ -58,19 +61,18 @@ def bench(
 
     progress.set_quiet(quiet)
     from headwater.bench import Effects, run_bench
-    from headwater.bench.plot import require_plots
     from headwater.bench.running import markdown
     from headwater.errors import UsageError
     from headwater.testbeds import TESTBEDS, make_testbed, smollm2_135m
 
-    require_plots()
     first = make_testbed(testbed, 0, data)
     recipe = TESTBEDS[testbed].recipe
     changes: dict[str, Any] = {"epochs": epochs, "lora_rank": lora, "learning_rate": learning_rate}
     recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
     if remove_by and not remove:
         raise UsageError("--remove-by without --remove", expected="both, or neither", fix="add --remove 20")
-    chosen = _chosen(methods or ["dda", "tracin", "bm25"], own=not first.queries)
+    usual = ["dda", "tracin", "bm25"] if first.queries else ["tracin", "dot"]
+    chosen = _chosen(methods or usual, own=not first.queries)
     summary, results = run_bench(
         lambda seed: make_testbed(testbed, seed, data),
         base=base or smollm2_135m(),
