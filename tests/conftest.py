@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-# a shell that runs the tests in the background ignores interrupts, and programs started here would inherit that
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +17,9 @@ import torch
 import tiny
 
 torch.set_num_threads(1)
+
+# a shell that runs the tests in the background ignores interrupts, and programs started here would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
