@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -51,6 +52,23 @@ def test_a_line_parts_what_stands_out() -> None:
     rules = [n for n, line in enumerate(lines) if set(line.strip()) == {"─"}]
     assert len(rules) == 2  # under the head, and under the second row
     assert rules[1] - rules[0] == 3
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_q_values_are_shown_where_there_are_any(width: int) -> None:
+    values = np.array([[90.0, 80.0, *np.linspace(-1, 1, 18)]])
+    scores = make_scores(
+        [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(20)], [Query("p", "c")], values=values
+    )
+    tested = dataclasses.replace(scores, placebo=np.linspace(-1, 1, 200)[None])
+    text = printed(answer_table(tested, 0, 5), width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    shown = [line.split()[4] for line in text.splitlines() if line.strip()[:1].isdigit() and " c" in line]
+    q = tested.q_values()
+    assert q is not None and [row.stands_out for row in tested.top(3)] == [True, True, False]
+    if width >= 80:
+        assert shown[0] == "<.0001" and float(shown[2]) == pytest.approx(q[19], abs=1e-4)
+    assert " q " not in printed(answer_table(scores, 0, 5), width)
 
 
 @pytest.mark.parametrize("width", [20, 80, 120])

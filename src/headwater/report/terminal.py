@@ -64,7 +64,8 @@ def _words_lines(scores: Scores, r: int, top: int) -> list[Text]:
 def answer_table(
     scores: Scores, target: int | str = 0, top: int = 20, *, culprits: Collection[str] = ()
 ) -> RenderableType:
-    """The first rows: rank, id, score, percentile, and the text with the words marked that the query has too.
+    """The first rows: rank, id, score, percentile, q-value where there is one, and the text, with the words marked that
+    the query has too.
 
     A line parts the rows that stand out from the rest, where both are shown.
 
@@ -95,12 +96,15 @@ class _RowTable:
         numbers = number_format([row.score for row in self.rows])
         score_width = max([5, *(len(numbers(row.score)) for row in self.rows)])
         rank_width = max(1, len(str(len(self.rows)))) + 2 * bool(self.culprits)
-        text_width = max(16, width - rank_width - id_width - score_width - 5 - 8)
+        tested = any(row.q_value is not None for row in self.rows)
+        text_width = max(16, width - rank_width - id_width - score_width - 5 - 8 - 7 * tested)
         table = Table(box=_LINES, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
         table.add_column("#", justify="right", no_wrap=True, width=rank_width)
         table.add_column("row", no_wrap=True, width=id_width)
         table.add_column("score", justify="right", no_wrap=True, width=score_width)
         table.add_column("pctl", justify="right", no_wrap=True, width=5)
+        if tested:
+            table.add_column("q", justify="right", no_wrap=True, width=6)
         table.add_column("text", overflow="fold", width=text_width)
         for row, name, following in zip(self.rows, names, [*self.rows[1:], None], strict=False):
             table.add_row(
@@ -108,6 +112,7 @@ class _RowTable:
                 Text(_end_of(name, id_width)),
                 Text(numbers(row.score)),
                 Text(f"{row.percentile:.1f}"),
+                *([Text(_small(row.q_value))] if tested else []),
                 self._text(row, 2 * text_width - 4),
                 end_section=following is not None and row.stands_out and not following.stands_out,
             )
@@ -214,6 +219,10 @@ def _leaning_cells(leanings: Sequence[Leaning], contrast: bool) -> list[str]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _small(q: float | None) -> str:
+    return "" if q is None else "<.0001" if q < 0.0001 else f"{q:.4f}".removeprefix("0")
 
 
 def _end_of(name: str, width: int) -> str:
