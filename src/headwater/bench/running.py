@@ -369,7 +369,10 @@ def _write(
 def markdown(name: str, summary: Summary, results: Sequence[SeedResult]) -> str:
     """All tables of a bench."""
     queries = sum(result.queries for result in results)
-    lines = [f"# {name}", "", f"Mean [95 % interval], resampled over {len(results)} seeds and their targets."]
+    count = "1 seed's targets" if len(results) == 1 else f"{len(results)} seeds and their targets"
+    lines = [f"# {name}", "", f"Mean [95 % interval], resampled over {count}."]
+    if len(results) == 1:
+        lines.append("Queries of one fault are alike: with one seed the intervals are too narrow.")
     if queries:
         own = sum(result.generated for result in results)
         lines.append(f"{own} of {queries} queries are the trained models' own words; the others are planted.")
