@@ -204,6 +204,10 @@ def test_unusable_arguments_are_refused(base: Path, tmp_path: Path) -> None:
         measured(stories, base, tmp_path, seeds=(1, 1))
     with pytest.raises(UsageError, match="rows removed by embedding"):
         measured(stories, base, tmp_path, effects=Effects(remove=3, remove_by=("embedding",)))
+    with pytest.raises(UsageError, match="2 subsets"):
+        measured(stories, base, tmp_path, effects=Effects(subsets=2))
+    with pytest.raises(UsageError, match="effects on queries"):
+        measured(lambda seed: make_testbed("mislabel", seed), base, tmp_path, effects=Effects(tail_patch=3))
     assert not list(tmp_path.iterdir())
 
 

@@ -31,7 +31,7 @@ from headwater.bench.plot import draw_curves, require_plots
 from headwater.bench.summary import Figure, Summary, figure, judge, summarise
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
-from headwater.evaluation import linear_datamodeling_score, random_subsets
+from headwater.evaluation import FEWEST_SUBSETS, linear_datamodeling_score, random_subsets
 from headwater.examples import Encoder, Example, Examples, Query, TokenFormat
 from headwater.gradients.directional import Step
 from headwater.run import digest, versions, write_whole
@@ -118,6 +118,17 @@ def run_bench(
             f"rows removed by {', '.join(effects.remove_by)}",
             expected=f"methods of this bench: {', '.join(sorted(known))}",
             fix="add the method",
+        )
+    if 0 < effects.subsets < FEWEST_SUBSETS:
+        raise UsageError(
+            f"{effects.subsets} subsets", expected=f"none, or at least {FEWEST_SUBSETS} to rank", fix="ask for more"
+        )
+    if (effects.subsets or effects.remove or effects.tail_patch) and not make(seeds[0]).queries:
+        raise UsageError(
+            f"effects on queries of the testbed {name}",
+            expected="a testbed with queries",
+            cause="its rows are judged by their self-influence",
+            fix="leave --subsets, --remove and --tail-patch out",
         )
     results = []
     for seed in seeds:

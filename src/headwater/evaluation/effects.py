@@ -11,6 +11,9 @@ from scipy.stats import spearmanr
 
 from headwater.errors import DataError, UsageError
 
+FEWEST_SUBSETS = 3
+"""Fewer have no rank correlation to speak of."""
+
 
 def random_subsets(rows: int, subsets: int, *, share: float = 0.5, seed: int = 0) -> npt.NDArray[np.bool_]:
     """Which rows stand in each random subset [M, N]; every subset has round(share x rows) rows.
@@ -54,7 +57,7 @@ def linear_datamodeling_score(
         scores.ndim != 2
         or mask.shape != (len(measured), scores.shape[1])
         or measured.shape != (len(mask), len(scores))
-        or len(mask) < 3
+        or len(mask) < FEWEST_SUBSETS
     ):
         raise DataError(
             f"scores {scores.shape}, subsets {mask.shape}, measurements {measured.shape}",
