@@ -20,7 +20,7 @@ from headwater import progress
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import DataError
 from headwater.evaluation import Ranking, evaluate_ranking
-from headwater.examples import Encoder, Examples, Query, TokenFormat
+from headwater.examples import Examples, Query, TokenFormat
 from headwater.run import digest, write_whole
 from headwater.training import Recipe
 
@@ -192,27 +192,11 @@ def _culprits(testbed: Testbed, scores: Scores, target: int) -> set[str]:
 
 
 def _ask(run: TrainingRun, checkpoint: Checkpoint, testbed: Testbed, kept: Path) -> tuple[str, ...]:
-    """What a checkpoint says to the held-out prompts; kept in a file with the fingerprint of model and prompts."""
-    import torch
+    """What a checkpoint says to the held-out prompts."""
+    from headwater.attribution.asking import answers_of
 
-    from headwater.attribution.asking import generate
-
-    stamp = digest(checkpoint.fingerprint().encode(), *(prompt.encode() for prompt in testbed.heldout))
-    if kept.exists():
-        record = json.loads(kept.read_text("utf-8"))
-        if record["stamp"] == stamp:
-            return tuple(record["said"])
-    tokenizer = run.tokenizer()
-    encoder = Encoder(tokenizer, FORMAT, testbed.examples.template)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.load(checkpoint, dtype=torch.float32, device=device)
-    said = []
-    with progress.bar(f"Asking {checkpoint.name}", len(testbed.queries)) as bar:
-        for query in testbed.queries:
-            said.append(generate(model, tokenizer, encoder, query, 6))
-            bar.advance()
-    write_whole(kept, json.dumps({"stamp": stamp, "said": said}, ensure_ascii=False).encode())
-    return tuple(said)
+    template, tokens = testbed.examples.template, testbed.longest_answer
+    return tuple(answers_of(run, checkpoint, testbed.queries, FORMAT, template, max_new_tokens=tokens, kept=kept))
 
 
 def _repair(testbed: Testbed, scores: Scores, base: Path, out: Path, recipe: Recipe) -> Repair:

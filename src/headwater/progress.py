@@ -58,3 +58,19 @@ def note(text: str) -> None:
     """One line on stderr for what the user should know and did not ask; silent when quiet."""
     if not _quiet.get():
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers' own bars and notes are off while the block runs: headwater shows its own."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -246,7 +246,7 @@ class Scores:
         usual = np.sort(self.usual(r))
         deviations_N = robust_deviations(score_N, usual)
         q_N = self.q_values(r)
-        out = set(self.standing_out(r))
+        out_N = self._stands_out(r, q_N)
         rows = []
         for rank, index in enumerate(order.tolist(), 1):
             example = self.train[index]
@@ -263,7 +263,7 @@ class Scores:
                     prompt=example.prompt_text,
                     completion=example.completion_text,
                     per_checkpoint={name: float(values[r, index]) for name, values in self.terms.items()},
-                    stands_out=index in out,
+                    stands_out=bool(out_N[index]),
                     q_value=None if q_N is None else float(q_N[index]),
                 )
             )
@@ -287,15 +287,16 @@ class Scores:
         rate of false alarms is not known.
         """
         r = self.target_number(target)
-        score_N = self.values[r]
-        order = np.argsort(-score_N, kind="stable")
-        q_N = self.q_values(r)
+        out = np.flatnonzero(self._stands_out(r, self.q_values(r)))
+        return [int(i) for i in out[np.argsort(-self.values[r][out], kind="stable")]]
+
+    def _stands_out(self, r: int, q_N: np.ndarray | None) -> np.ndarray:
+        """Whether each row does [N]."""
         if q_N is not None:
-            return [int(i) for i in order if q_N[i] <= LEVEL]
+            return np.asarray(q_N <= LEVEL)
         if self.rows < FEWEST_ROWS:
-            return []
-        deviations_N = robust_deviations(score_N, self.usual(r))
-        return [int(i) for i in order if deviations_N[i] >= STANDS_OUT]
+            return np.zeros(len(self.train), bool)
+        return np.asarray(robust_deviations(self.values[r], self.usual(r)) >= STANDS_OUT)
 
     def q_values(self, target: int | str = 0) -> np.ndarray | None:
         """Of each row [N], against the placebo rows; None without them."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from headwater.checkpoints import BASE, Checkpoint
 from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
-from headwater.progress import bar, note
+from headwater.progress import bar, note, quiet_transformers
 from headwater.run import versions
 
 if TYPE_CHECKING:
@@ -361,19 +361,3 @@ def _require_room(model: Any, folder: Path, recipe: Recipe) -> None:
             expected=f"{needed / 1e9:.1f} GB for {recipe.epochs} checkpoints",
             fix="make room, choose another disk, fewer epochs or a LoRA adapter",
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """transformers' own bars and notes are off while the block runs: headwater shows its own."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -69,6 +69,14 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
         EmbeddingSimilarity(embedding_model=str(tmp_path)).score_text(QUERIES, ROWS)
 
 
+def test_nothing_but_the_error_is_said_of_a_model_that_is_not_there(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ModelError, match="nowhere cannot be loaded"):
+        EmbeddingSimilarity(embedding_model="./nowhere").score_text(QUERIES, ROWS)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
 def test_code_in_the_models_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         if file.is_file():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import DataError
 from headwater.examples import Encoder, Example, Query, Template, TokenFormat
 from headwater.gradients.measurement import Sides
-from headwater.run import RunState
+from headwater.run import RunState, digest, write_whole
 from headwater.scores import Leaning
 
 if TYPE_CHECKING:
@@ -80,6 +82,44 @@ def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new
     return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
+def answers_of(
+    run: TrainingRun,
+    checkpoint: Checkpoint,
+    queries: Sequence[Query],
+    format: TokenFormat,
+    template: Template,
+    *,
+    max_new_tokens: int,
+    kept: Path,
+) -> list[str]:
+    """What a checkpoint says to the queries' prompts; kept in a file, and read from it where model, prompts and length
+    are the same."""
+    wanted = json.dumps([[repr(query.prompt) for query in queries], max_new_tokens, template])
+    stamp = digest(checkpoint.fingerprint().encode(), wanted.encode())
+    if kept.exists():
+        record = json.loads(kept.read_text("utf-8"))
+        if record["stamp"] == stamp:
+            return [str(words) for words in record["said"]]
+    tokenizer = run.tokenizer()
+    encoder = Encoder(tokenizer, format, template)
+    model = _loaded(run, checkpoint)
+    said = []
+    with progress.bar(f"Asking {checkpoint.name}", len(queries)) as bar:
+        for query in queries:
+            said.append(generate(model, tokenizer, encoder, query, max_new_tokens))
+            bar.advance()
+    write_whole(kept, json.dumps({"stamp": stamp, "said": said}, ensure_ascii=False, indent=1).encode())
+    return said
+
+
+def _loaded(run: TrainingRun, checkpoint: Checkpoint) -> Any:
+    """The checkpoint in float32, on the GPU where torch finds one."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return run.load(checkpoint, dtype=torch.float32, device=device)
+
+
 def measured(
     run: TrainingRun,
     checkpoint: Checkpoint,
@@ -111,8 +151,8 @@ def measured(
 
     encoder = Encoder(run.tokenizer(), format, template)
     sides = encode_queries(queries, encoder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.load(checkpoint, dtype=torch.float32, device=device)
+    model = _loaded(run, checkpoint)
+    device = next(model.parameters()).device
     layers = select_layers(model).layers
     found = []
     with progress.bar("Asking what it leans to", len(patches)) as bar:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from headwater import progress
-from headwater.attribution.asking import generate, measured
+from headwater.attribution.asking import answers_of, measured
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import trace_all
 from headwater.attribution.own import self_influence
@@ -32,7 +32,7 @@ from headwater.bench.summary import Figure, Summary, figure, judge, summarise
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
 from headwater.evaluation import FEWEST_SUBSETS, linear_datamodeling_score, random_subsets
-from headwater.examples import Encoder, Example, Examples, Query, TokenFormat
+from headwater.examples import Example, Examples, Query, TokenFormat
 from headwater.gradients.directional import Step
 from headwater.run import digest, versions, write_whole
 from headwater.scores import Scores
@@ -209,7 +209,15 @@ class _Seed:
         """The queries: for each fault as many as are planted, those first in which the trained model says the wrong
         thing by itself. And how often it does."""
         asked = [*self.bed.queries, *self.bed.reserve]
-        said = self._said(run, asked)
+        said = answers_of(
+            run,
+            run.last,
+            asked,
+            self.format,
+            self.bed.examples.template,
+            max_new_tokens=self.bed.longest_answer,
+            kept=self.folder / "said.json",
+        )
         heard = [_heard(query, words) for query, words in zip(asked, said, strict=True)]
         chosen, stated = [], {}
         for fault in dict.fromkeys(str(query.group) for query in self.bed.queries):
@@ -221,27 +229,6 @@ class _Seed:
             right = sum(_right(query, words) for query, words in of_fault)
             stated[fault] = (len(own) / len(of_fault), right / len(of_fault))
         return chosen, stated
-
-    def _said(self, run: TrainingRun, asked: Sequence[Query]) -> list[str]:
-        import torch
-
-        stamp = digest(run.last.fingerprint().encode(), *(repr(query.prompt).encode() for query in asked))
-        kept = self.folder / "said.json"
-        if kept.exists():
-            record = json.loads(kept.read_text("utf-8"))
-            if record["stamp"] == stamp:
-                return list(record["said"])
-        tokenizer = run.tokenizer()
-        encoder = Encoder(tokenizer, self.format, self.bed.examples.template)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = run.load(run.last, dtype=torch.float32, device=device)
-        said = []
-        with progress.bar("Listening to the trained model", len(asked)) as bar:
-            for query in asked:
-                said.append(generate(model, tokenizer, encoder, query, self.bed.longest_answer))
-                bar.advance()
-        write_whole(kept, json.dumps({"stamp": stamp, "said": said}, ensure_ascii=False, indent=1).encode())
-        return said
 
     # -------------------------------------------------------------------------------------------- training again
 

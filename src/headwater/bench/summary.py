@@ -56,14 +56,14 @@ class Summary:
         lines = []
         for kind, methods in self.table.items():
             shown = [m for m in measures if all(m in found for found in methods.values())]
-            first = next(iter(methods))
-            last = f" {first} minus it: {shown[1] if len(shown) > 1 else shown[0]} |"
+            first, compared = next(iter(methods)), shown[min(1, len(shown) - 1)]
+            last = f" {first} minus it: {compared} |"
             lines += [f"| per {kind} | {' | '.join(shown)} |{last}", "| --- " * (len(shown) + 2) + "|"]
             order = sorted(methods, key=lambda m: -methods[m].get("average precision", methods[m][shown[0]])[0])
             for method in order:
                 cells = [shown_interval(methods[method][measure]) for measure in shown]
                 paired = self.differences[kind].get(method)
-                cells.append(shown_interval(paired[shown[1] if len(shown) > 1 else shown[0]]) if paired else "")
+                cells.append(shown_interval(paired[compared]) if paired else "")
                 lines.append(f"| {method} | {' | '.join(cells)} |")
             lines.append("")
         return "\n".join(lines)

@@ -81,7 +81,7 @@ def bench(
         recipe=recipe,
         seeds=range(seeds),
         effects=Effects(
-            subsets=subsets, remove=remove, tail_patch=tail_patch, remove_by=tuple(remove_by or ("dda", "bm25"))
+            subsets=subsets, remove=remove, tail_patch=tail_patch, remove_by=tuple(remove_by or Effects.remove_by)
         ),
         name=testbed,
     )

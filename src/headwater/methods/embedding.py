@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from headwater.checkpoints import TrainingRun
 from headwater.errors import ModelError, UsageError
 from headwater.examples import Examples, Query
 from headwater.gradients.measurement import Target
+from headwater.progress import quiet_transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,25 @@ class EmbeddingSimilarity:
                 fix='pip install "headwater[embedding]"',
             ) from error
         try:
-            return SentenceTransformer(self.embedding_model, trust_remote_code=False)
+            with quiet_transformers(), _only_errors("sentence_transformers"):
+                return SentenceTransformer(self.embedding_model, trust_remote_code=False)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
             raise ModelError(
                 f"the sentence embedding model {self.embedding_model} cannot be loaded: {str(error).splitlines()[0]}",
                 expected="a folder or hub id of a sentence-transformers model without code of its own",
                 fix="check the name; without a network, give a local folder with --embedding-model",
             ) from error
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _embed(model: Any, texts: Sequence[str]) -> np.ndarray:

@@ -102,7 +102,7 @@ def plant_hallucinations(
             data in which an entity of the prompt comes back in the completion.
         swaps: the errors; no entity twice.
         culprits, clean, lookalikes: rows of each kind per swap; where the data has fewer clean rows or look-alikes, all
-            of them. Culprits are a share culprits / (culprits + clean) of the rows that could be.
+            of them.
         queries: held-out documents per swap. reserve: more of them, where the data has more.
         rows: training rows in all. placebo: held-out rows without and, as many as are left over, with look-alikes.
         longest: characters of document and summary together beyond which a record is left out.

