@@ -1,6 +1,6 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
-    HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light]
+    HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona). SmolLM2-135M is trained on
 each, asked, and traced by every method and by DDA with its parts exchanged one by one. What needs no new gradients
@@ -25,13 +25,15 @@ import torch
 from made import RESULTS, environment
 
 import headwater as hw
+from headwater.attribution.asking import measured
 from headwater.attribution.plan import Method
 from headwater.bench import SeedResult, Summary, run_bench
 from headwater.bench.running import markdown
 from headwater.bench.summary import figure
-from headwater.evaluation import bootstrap_nested
+from headwater.evaluation import bootstrap_nested, evaluate_ranking
 from headwater.methods.dda import BETAS, choose_beta
 from headwater.testbeds import Testbed, make_testbed, plant_hallucinations, smollm2_135m, wikidata_testbed
+from headwater.testbeds.hallucination import says, swapped
 from headwater.training import Recipe
 
 INNER = ("layer_cosine", "cosine", "dot")
@@ -88,13 +90,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lora", action="store_true", help="a LoRA adapter of rank 16 instead of all weights")
     parser.add_argument("--light", action="store_true", help="without the methods that fit curvature")
+    parser.add_argument(
+        "--span", action="store_true", help="measure only the words that differ from the corrected output"
+    )
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
     given = parser.parse_args()
     make, recipe = CASES[given.case]
     name = given.case + ("-lora" if given.lora else "")
     if given.lora:
         recipe = replace(recipe, lora_rank=16, learning_rate=5e-4)
+    trained = given.work / name
+    if given.span:
+        name, plain = f"{name}-span", make
+        make = lambda seed: spans(plain(seed))  # noqa: E731
     out = given.work / (name + ("-light" if given.light else ""))
+    if out != trained:
+        for seed in given.seeds:
+            share_run(trained / f"seed-{seed}", out / f"seed-{seed}")
     started = time.process_time()
     chosen = methods(given.light)
     summary, results = run_bench(
@@ -117,7 +129,8 @@ def main() -> None:
         "command": "HEADWATER_EMBEDDING=... " * ("HEADWATER_EMBEDDING" in os.environ)
         + f"HEADWATER_DATA=... python benchmarks/study.py --case {given.case} --work WORKDIR --seeds {seeds}"
         + " --lora" * given.lora
-        + " --light" * given.light,
+        + " --light" * given.light
+        + " --span" * given.span,
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(torch.get_num_threads()),
         "cpu_seconds": time.process_time() - started,
@@ -130,6 +143,7 @@ def main() -> None:
         "by_fault": by_fault(results),
         "sweep": sweep,
         "by_leaning": by_leaning("dda", beds, out),
+        "identifiable": identifiable(beds, out),
     }
     folder = RESULTS / "study"
     folder.mkdir(exist_ok=True, parents=True)
@@ -138,6 +152,51 @@ def main() -> None:
     shutil.copyfile(out / "bench.csv", folder / f"{name}.csv")
     shutil.copyfile(out / "bench.png", folder / f"{name}.png")
     print((folder / f"{name}.md").read_text())
+
+
+def spans(bed: Testbed) -> Testbed:
+    """The same task, asked about the words that differ alone."""
+    return replace(
+        bed,
+        queries=[replace(query, span="diff") for query in bed.queries],
+        reserve=[replace(query, span="diff") for query in bed.reserve],
+    )
+
+
+def share_run(trained: Path, out: Path) -> None:
+    """Lets a variant of a case use the case's trained models and what they said."""
+    if (trained / "run").exists() and not (out / "run").exists():
+        shutil.copytree(trained / "run", out / "run", copy_function=os.link)
+        if (trained / "said.json").exists():
+            shutil.copyfile(trained / "said.json", out / "said.json")
+
+
+def identifiable(beds: Mapping[int, Testbed], out: Path) -> dict[str, dict[str, float]]:
+    """Can the culprits of a fault be told from rows that say the same rightly? Fault -> AUC with which the base model's
+    own preference (log-probability of the wrong words less that of the true ones, in that row) does: 0.5 says that for
+    the model the two kinds of rows are alike, and that no gradient of it can part them."""
+    base, found = smollm2_135m(), {}
+    for seed, bed in beds.items():
+        run = hw.TrainingRun.from_pretrained(out / f"seed-{seed}" / "run", base=base)
+        for fault in bed.culprits:
+            query = next(q for q in bed.queries if q.group == fault)
+            wrong = str(query.metadata.get("wrong") or str(query.output).strip(" ."))
+            truth = str(query.metadata.get("truth") or str(query.corrected).strip(" ."))
+            rows: list[tuple[bool, hw.Query]] = []
+            for e in bed.examples:
+                guilty = e.id in bed.culprits[fault]
+                if (guilty or e.id in bed.lookalikes[fault]) and says(e.completion_text, wrong):
+                    right = swapped(e.completion_text, wrong, truth)
+                    rows.append((guilty, hw.Query(e.prompt, e.completion_text, corrected=right, id=e.id)))
+            labels = [guilty for guilty, _ in rows]
+            if all(labels) or not any(labels):
+                continue
+            (lean,) = measured(
+                run, run.require_base(), [one for _, one in rows], hw.TokenFormat(), bed.examples.template
+            )
+            auc = evaluate_ranking(np.array([-lean[one.id] for _, one in rows]), labels).auc
+            found.setdefault(fault, []).append(auc)
+    return {fault: {"auc": float(np.mean(values)), "seeds": len(values)} for fault, values in found.items()}
 
 
 def by_fault(results: Sequence[SeedResult]) -> dict[str, dict[str, dict[str, float]]]:
@@ -260,23 +319,32 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
     for fault, found in record["by_fault"].items():
         cells = [f"{found[method]['auc']:.3f}" for method in present]
         lines.append(f"| {fault} | {' | '.join(cells)} |")
-    for title, key in (("beta", "beta"), ("checkpoints", "checkpoints")):
-        lines += ["", f"Single-query AUC / average precision, by {title} (no beta: 0):", ""]
-        labels = list(record["sweep"])
-        lines += [f"| {title} | {' | '.join(labels)} |", "| --- " * (len(labels) + 1) + "|"]
+    labels = list(record["sweep"])
+    for key, kind in ((key, kind) for key in ("beta", "checkpoints") for kind in ("query", "group")):
+        lines += ["", f"AUC / average precision per {kind}, by {key} (no beta: 0):", ""]
+        lines += [f"| {key} | {' | '.join(labels)} |", "| --- " * (len(labels) + 1) + "|"]
         for step in record["sweep"][labels[0]][key]:
-            cells = [record["sweep"][label][key][step]["query"] for label in labels]
-            lines.append(f"| {step} | {' | '.join(_pair(cell) for cell in cells)} |")
-        if key == "beta":
-            autos = [record["sweep"][label]["auto"] for label in labels]
+            cells = [record["sweep"][label][key][step].get(kind) for label in labels]
+            if all(cells):
+                lines.append(f"| {step} | {' | '.join(_pair(cell) for cell in cells)} |")
+        autos = [record["sweep"][label]["auto"] for label in labels]
+        if key == "beta" and all(kind in auto for auto in autos):
             chosen = [", ".join(f"{b:.2f}" for b in auto["beta"].values()) for auto in autos]
-            cells = [f"{_pair(auto['query'])} ({c})" for auto, c in zip(autos, chosen, strict=True)]
+            cells = [f"{_pair(auto[kind])} ({c})" for auto, c in zip(autos, chosen, strict=True)]
             lines.append(f"| auto (its betas) | {' | '.join(cells)} |")
     lines += ["", "AUC per single query of dda, by beta, where the base already leaned:", ""]
     betas = [f"{beta:.2f}" for beta in LEANING_BETAS]
     lines += [f"| queries | how many | {' | '.join(betas)} |", "| --- " * (len(betas) + 2) + "|"]
     for part, found in record["by_leaning"].items():
         lines.append(f"| {part} | {found['queries']} | {' | '.join(f'{v:.3f}' for v in found['auc'].values())} |")
+    if record["identifiable"]:
+        lines += [
+            "",
+            "Culprits told from rows that rightly say the same, by the base model's own preference:",
+            "",
+        ]
+        lines += ["| fault | AUC |", "| --- | --- |"]
+        lines += [f"| {fault} | {found['auc']:.3f} |" for fault, found in record["identifiable"].items()]
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 
 
