@@ -50,6 +50,8 @@ _HOMES = {
     "ScoredRow": "headwater.scores",
     "Scores": "headwater.scores",
     "SelfInfluence": "headwater.attribution.own",
+    "Source": "headwater.sources",
+    "Sources": "headwater.sources",
     "TRAK": "headwater.methods.trak",
     "TokenFormat": "headwater.examples",
     "TracIn": "headwater.methods.gradient",
@@ -58,6 +60,7 @@ _HOMES = {
     "UsageError": "headwater.errors",
     "Verbatim": "headwater.methods.verbatim",
     "build_index": "headwater.attribution.building",
+    "by_source": "headwater.sources",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from headwater.methods.verbatim import Verbatim
     from headwater.report import write_report
     from headwater.scores import ScoredRow, Scores
+    from headwater.sources import Source, Sources, by_source
 
 
 def __getattr__(name: str) -> Any:
