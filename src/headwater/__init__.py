@@ -29,6 +29,7 @@ _HOMES = {
     "DDA": "headwater.methods.dda",
     "DataError": "headwater.errors",
     "DataInf": "headwater.methods.influence",
+    "DuplicateGroup": "headwater.duplicates",
     "EmbeddingSimilarity": "headwater.methods.embedding",
     "Example": "headwater.examples",
     "Examples": "headwater.examples",
@@ -43,6 +44,8 @@ _HOMES = {
     "ModelError": "headwater.errors",
     "NumericalError": "headwater.errors",
     "Query": "headwater.examples",
+    "Review": "headwater.cleaning",
+    "ReviewRow": "headwater.cleaning",
     "RapidIn": "headwater.methods.along_training",
     "RepresentationSimilarity": "headwater.methods.representation",
     "RunError": "headwater.errors",
@@ -61,6 +64,8 @@ _HOMES = {
     "Verbatim": "headwater.methods.verbatim",
     "build_index": "headwater.attribution.building",
     "by_source": "headwater.sources",
+    "clean": "headwater.cleaning",
+    "duplicate_groups": "headwater.duplicates",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
@@ -80,6 +85,8 @@ if TYPE_CHECKING:
     from headwater.attribution.loop import trace, trace_all
     from headwater.attribution.own import SelfInfluence, self_influence
     from headwater.checkpoints import Checkpoint, TrainingRun
+    from headwater.cleaning import Review, ReviewRow, clean
+    from headwater.duplicates import DuplicateGroup, duplicate_groups
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries
     from headwater.index.manifest import Index
