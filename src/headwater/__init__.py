@@ -29,6 +29,7 @@ _HOMES = {
     "DDA": "headwater.methods.dda",
     "DataError": "headwater.errors",
     "DataInf": "headwater.methods.influence",
+    "DuplicateGroup": "headwater.duplicates",
     "EmbeddingSimilarity": "headwater.methods.embedding",
     "Example": "headwater.examples",
     "Examples": "headwater.examples",
@@ -43,6 +44,8 @@ _HOMES = {
     "ModelError": "headwater.errors",
     "NumericalError": "headwater.errors",
     "Query": "headwater.examples",
+    "Review": "headwater.cleaning",
+    "ReviewRow": "headwater.cleaning",
     "RapidIn": "headwater.methods.along_training",
     "RepresentationSimilarity": "headwater.methods.representation",
     "RunError": "headwater.errors",
@@ -50,6 +53,8 @@ _HOMES = {
     "ScoredRow": "headwater.scores",
     "Scores": "headwater.scores",
     "SelfInfluence": "headwater.attribution.own",
+    "Source": "headwater.sources",
+    "Sources": "headwater.sources",
     "TRAK": "headwater.methods.trak",
     "TokenFormat": "headwater.examples",
     "TracIn": "headwater.methods.gradient",
@@ -58,6 +63,9 @@ _HOMES = {
     "UsageError": "headwater.errors",
     "Verbatim": "headwater.methods.verbatim",
     "build_index": "headwater.attribution.building",
+    "by_source": "headwater.sources",
+    "clean": "headwater.cleaning",
+    "duplicate_groups": "headwater.duplicates",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
@@ -77,6 +85,8 @@ if TYPE_CHECKING:
     from headwater.attribution.loop import trace, trace_all
     from headwater.attribution.own import SelfInfluence, self_influence
     from headwater.checkpoints import Checkpoint, TrainingRun
+    from headwater.cleaning import Review, ReviewRow, clean
+    from headwater.duplicates import DuplicateGroup, duplicate_groups
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries
     from headwater.index.manifest import Index
@@ -92,6 +102,7 @@ if TYPE_CHECKING:
     from headwater.methods.verbatim import Verbatim
     from headwater.report import write_report
     from headwater.scores import ScoredRow, Scores
+    from headwater.sources import Source, Sources, by_source
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,11 @@ import typer
 
 from headwater import __version__
 from headwater.cli.bench import bench
+from headwater.cli.clean import clean
 from headwater.cli.demo import demo
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
+from headwater.cli.sources import sources
 from headwater.cli.trace import trace
 
 app = typer.Typer(
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 app.command()(trace)
 app.add_typer(index)
+app.command()(sources)
+app.command()(clean)
 app.command()(methods)
 app.command()(bench)
 app.command()(demo)
