@@ -29,6 +29,7 @@ _HOMES = {
     "DDA": "headwater.methods.dda",
     "DataError": "headwater.errors",
     "DataInf": "headwater.methods.influence",
+    "Diagnosis": "headwater.diagnosis",
     "EmbeddingSimilarity": "headwater.methods.embedding",
     "Example": "headwater.examples",
     "Examples": "headwater.examples",
@@ -58,6 +59,7 @@ _HOMES = {
     "UsageError": "headwater.errors",
     "Verbatim": "headwater.methods.verbatim",
     "build_index": "headwater.attribution.building",
+    "diagnose": "headwater.diagnosis",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from headwater.attribution.loop import trace, trace_all
     from headwater.attribution.own import SelfInfluence, self_influence
     from headwater.checkpoints import Checkpoint, TrainingRun
+    from headwater.diagnosis import Diagnosis, diagnose
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries
     from headwater.index.manifest import Index

@@ -13,6 +13,7 @@ import typer
 from headwater import __version__
 from headwater.cli.bench import bench
 from headwater.cli.demo import demo
+from headwater.cli.diagnose import diagnose
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
 from headwater.cli.trace import trace
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(trace)
 app.add_typer(index)
+app.command()(diagnose)
 app.command()(methods)
 app.command()(bench)
 app.command()(demo)

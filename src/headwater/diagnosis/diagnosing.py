@@ -1,27 +1,25 @@
 """Diagnoses a training run: what is given becomes tokens, the checkpoints are measured, the verdicts are passed.
 
-    --out/config.json       what was asked for
-    --out/state/            finished pieces
-    --out/influence/        the trace of the sampled rows, where there are queries and no trace was given
-    --out/diagnosis.json    the manifest, written last
+--out/config.json       what was asked for
+--out/state/            finished pieces
+--out/influence/        the trace of the sampled rows, where there are queries and no trace was given
+--out/diagnosis.json    the manifest, written last
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headwater import progress
 from headwater.attribution.asking import with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import CHUNK_BATCHES, command, describe, encode_rows, trace_all
-from headwater.checkpoints import BASE, Checkpoint, TrainingRun
+from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.diagnosis.diagnosis import Diagnosis
 from headwater.diagnosis.facts import Facts, QueryFacts, Role
 from headwater.diagnosis.influence import influence_facts
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from headwater.attribution.models import Models
 
 SAMPLE = 256
-"""Training rows, and held-out rows, that are measured: the fitting error of so many is known to about 1/16 of its own."""
+"""Training rows, and held-out rows, that are measured: quick on any data, and means of so many are well known."""
 
 
 def diagnose(
@@ -158,7 +156,6 @@ class _Work:
         )
         measurements = Measurements(self._everyone, evidence, models, self._state)
         checkpoints = measurements.run()
-        del models
         influence = None
         if queries:
             scores, source = traced, "the trace"

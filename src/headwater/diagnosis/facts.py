@@ -1,7 +1,7 @@
 """What was measured: numbers of each checkpoint, of each query, and of the influence scores. No judgement yet.
 
-Losses and log-probabilities are in nats: losses per token (mean over the tokens that training counts), log-probabilities
-of outputs as sums over their tokens.
+Losses and log-probabilities are in nats: losses per token (mean over the tokens that training counts),
+log-probabilities of outputs as sums over their tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Visits each checkpoint once, the base first, and measures it: losses, gradients, divergence, what an adapter expresses.
+"""Visits each checkpoint once, the base first, and measures it: losses, gradients, distance, what adapters express.
 
 Every piece is kept in the run's state as soon as it is there; a checkpoint whose pieces are all there is not loaded.
 
@@ -90,9 +90,7 @@ class Measurements:
         posteriors.drop(BASE)
         return found
 
-    def _visit(
-        self, checkpoint: Checkpoint, role: Role, posteriors: Posteriors, bar: progress.Bar
-    ) -> CheckpointFacts:
+    def _visit(self, checkpoint: Checkpoint, role: Role, posteriors: Posteriors, bar: progress.Bar) -> CheckpointFacts:
         name, evidence = checkpoint.name, self._evidence
         bar.describe(f"Diagnosing: {name}")
         place: Place | None = None

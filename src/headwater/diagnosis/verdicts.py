@@ -1,8 +1,8 @@
 """The verdicts: what the numbers say in words, each by a rule whose number and threshold are stated.
 
-All rules stand in one table, `RULES`. A rule has a number that the facts give (or do not give: then it is not judged, and
-`needs` says what would be needed), a threshold, and what the two together say. The last verdict, whether attribution
-can be trusted, is made of the others (`trust_in`).
+All rules stand in one table, `RULES`. A rule has a number that the facts give (or do not give: then it is not judged,
+and `needs` says what would be needed), a threshold, and what the two together say. The last verdict, whether
+attribution can be trusted, is made of the others (`trust_in`).
 
 Status of the thresholds: D. They were set on the made runs of tests/diagnosis and benchmarks/diagnose.py.
 """
@@ -12,12 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from headwater.diagnosis.facts import CheckpointFacts, Facts
 from headwater.diagnosis.measuring import QUERIES
+
+MOST = 0.5
+"""Share of the queries, or of a lean."""
+
+FELL, ROSE = 0.10, 0.05
+"""Share by which training lowers its loss at least; nats per token by which the held-out loss may rise."""
+
+STATIONARY, REPEATED, FEWEST_CHECKPOINTS, EXPRESSED = 0.10, 0.90, 1.2, 0.10
+"""Fitting error, rank correlation with the base's scores, effective checkpoints, share that an adapter can express."""
 
 Effect = Literal["no", "care", "good", "note"]
 Trust = Literal["yes", "with care", "no"]
@@ -94,42 +103,29 @@ def loss_fall(facts: Facts) -> float | None:
     return 1 - facts.last.loss / facts.base.loss
 
 
+def best_held_out(facts: Facts) -> CheckpointFacts:
+    """The checkpoint of the lowest held-out loss, base included."""
+    return min((c for c in facts.path if c.held_out is not None), key=lambda c: c.held_out_loss or 0.0)
+
+
 def held_out_rise(facts: Facts) -> float | None:
     """By how much the held-out loss rose from its best checkpoint to the last, nats per token: the lower end of the
     95 % interval of the paired difference over the held-out rows. 0 where the last is the best."""
-    path = [c for c in facts.path if c.held_out is not None]
-    if len(path) < 2 or facts.last.held_out is None:
+    if facts.last.held_out is None or len(facts.path) < 2:
         return None
-    best = min(path, key=lambda c: c.held_out_loss or 0.0)
-    if best is facts.last:
-        return 0.0
+    best = best_held_out(facts)
     difference_M = facts.last.held_out - np.asarray(best.held_out)
     error = float(difference_M.std(ddof=1)) / math.sqrt(len(difference_M)) if len(difference_M) > 1 else math.inf
     return max(0.0, float(difference_M.mean()) - 1.96 * error)
 
 
-def effective_share(facts: Facts) -> float | None:
-    """Effective number of checkpoints."""
-    return None if facts.influence is None else facts.influence.effective
-
-
-def expressed_queries(facts: Facts) -> float | None:
-    """How many times as much of the queries' gradient the adapter follows as of a random one."""
-    last = facts.last
-    if QUERIES not in last.expressed or not last.expressed_random:
-        return None
-    return last.expressed[QUERIES]
-
-
-def leaning_kept(facts: Facts) -> float | None:
-    """Of queries that the base already answered so: the share of the last checkpoint's leaning that was the base's."""
+def base_lean(facts: Facts) -> float | None:
+    """Share of the queries that the base model already got wrong, by MOST of the last checkpoint's lean or more."""
     if facts.base is None or not facts.queries:
         return None
     base, last = facts.base.name, facts.last.name
     wrong = [q for q in facts.queries if q.of_class(base, last) == "base already wrong"]
-    if not wrong:
-        return 0.0
-    return float(np.mean([min(1.0, q.leaning(base) / q.leaning(last)) for q in wrong]))
+    return sum(q.leaning(base) >= MOST * q.leaning(last) for q in wrong) / len(facts.queries)
 
 
 RULES: tuple[Rule, ...] = (
@@ -140,21 +136,21 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: facts.share("base already wrong"),
         needs="queries and a base model",
         holds="at least",
-        threshold=0.5,
+        threshold=MOST,
         effect="care",
         so="No training row needs to have taught it. Look at the base model's own data, or correct it by new rows; "
         "rows that rank first only resemble what the base model knew.",
     ),
     Rule(
         name="The lean is the base model's own",
-        otherwise="What the fine-tuned model leans to is more than the base model's lean",
-        number="share of the fine-tuned model's lean that the base model had already, where the base was already wrong",
-        value=leaning_kept,
+        otherwise="The lean is not mostly the base model's own",
+        number="share of the queries whose output the base model preferred by half of the fine-tuned model's lean or more",
+        value=base_lean,
         needs="queries and a base model",
         holds="at least",
-        threshold=0.5,
+        threshold=MOST,
         effect="no",
-        so="Most of the lean was there before training. Do not remove rows for it.",
+        so="Half of the lean or more was there before training. Do not remove rows for it.",
     ),
     Rule(
         name="Fine-tuning taught it",
@@ -163,7 +159,7 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: facts.share("taught"),
         needs="queries and a base model",
         holds="at least",
-        threshold=0.5,
+        threshold=MOST,
         effect="good",
         so="Rows are responsible. Trace them, remove or correct the first ones, and train again.",
     ),
@@ -174,7 +170,7 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: facts.share("unlearned", "not said"),
         needs="queries and a base model",
         holds="at least",
-        threshold=0.5,
+        threshold=MOST,
         effect="no",
         so="There is nothing to explain: check the queries, or ask what the model really says (leave the output out).",
     ),
@@ -185,7 +181,7 @@ RULES: tuple[Rule, ...] = (
         value=loss_fall,
         needs="a base model",
         holds="below",
-        threshold=0.10,
+        threshold=FELL,
         effect="no",
         so="The model is nearly the base model still. Train longer or at a higher learning rate before you trace; what "
         "it says is the base model's.",
@@ -198,10 +194,10 @@ RULES: tuple[Rule, ...] = (
         value=held_out_rise,
         needs="held-out rows, and a base model or two checkpoints",
         holds="at least",
-        threshold=0.05,
+        threshold=ROSE,
         effect="care",
-        so="The last checkpoints memorise rows, whose gradients vanish. Trace the checkpoints up to the one of the lowest "
-        "held-out loss, and train shorter.",
+        so="The last checkpoints memorise rows, whose gradients vanish. Trace the checkpoints up to the one of the "
+        "lowest held-out loss, and train shorter.",
     ),
     Rule(
         name="Near a stationary point",
@@ -210,7 +206,7 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: facts.last.fitting_error,
         needs="",
         holds="below",
-        threshold=0.10,
+        threshold=STATIONARY,
         effect="note",
         so="The rows' gradients cancel out: what influence functions assume holds here.",
     ),
@@ -221,7 +217,7 @@ RULES: tuple[Rule, ...] = (
         value=lambda facts: None if facts.influence is None else facts.influence.with_base,
         needs="queries (or a trace) and a base model",
         holds="at least",
-        threshold=0.90,
+        threshold=REPEATED,
         effect="care",
         so="The order of the rows says what resembles the queries to the base model, not what was learned. Compare "
         "--beta 0 with a positive beta.",
@@ -230,10 +226,10 @@ RULES: tuple[Rule, ...] = (
         name="The checkpoints say the same",
         otherwise="The checkpoints differ enough to be averaged",
         number="effective number of checkpoints",
-        value=effective_share,
+        value=lambda facts: None if facts.influence is None else facts.influence.effective,
         needs="queries (or a trace) and two checkpoints",
         holds="below",
-        threshold=1.2,
+        threshold=FEWEST_CHECKPOINTS,
         effect="note",
         so="The mean over checkpoints removes little noise. One of them would do; more epochs apart would help more.",
     ),
@@ -241,13 +237,13 @@ RULES: tuple[Rule, ...] = (
         name="The adapter cannot follow the queries",
         otherwise="The adapter can follow the queries' gradient",
         number="share of the queries' full gradient in the adapter's tangent space",
-        value=expressed_queries,
+        value=lambda facts: facts.last.expressed.get(QUERIES),
         needs="queries and a LoRA run",
         holds="below",
-        threshold=0.10,
+        threshold=EXPRESSED,
         effect="care",
-        so="Scores use the full gradient, most of which this adapter could not have learned along. Rows that rank first "
-        "may owe it to directions that training never took; a higher rank would say more.",
+        so="Scores use the full gradient, most of which this adapter could not have learned along. Rows that rank "
+        "first may owe it to directions that training never took; a higher rank would say more.",
     ),
 )
 """The one table of verdicts."""
@@ -284,13 +280,3 @@ def _lower(text: str) -> str:
 def trust_sentence(trust: Trust, reasons: Sequence[str]) -> str:
     """The verdict on attribution in words."""
     return f"Attribution can be trusted: {trust}, because {'; '.join(reasons)}."
-
-
-def record(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """As JSON values."""
-    return [vars(one) for one in found]
-
-
-def summary(facts: Facts) -> CheckpointFacts:
-    """The checkpoint the verdicts are about."""
-    return facts.last

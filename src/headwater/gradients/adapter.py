@@ -7,8 +7,8 @@ changes W by s (dB A + B dA), to first order: the tangent space
 
 Let P_B and P_A be the orthogonal projections onto the columns of B and onto the rows of A. X A is any matrix M with
 M P_A = M, and B Y any with P_B M = M; so M is orthogonal to T exactly where P_B M = 0 and M P_A = 0, that is where
-M = (1 - P_B) M (1 - P_A). The projection of a gradient G onto T is therefore G - (1 - P_B) G (1 - P_A), and as its three
-parts P_B G, G P_A and P_B G P_A are nested,
+M = (1 - P_B) M (1 - P_A). The projection of a gradient G onto T is therefore G - (1 - P_B) G (1 - P_A), and as
+P_B G P_A lies in both P_B G and G P_A,
 
     |P_T G|^2 = |P_B G|^2 + |G P_A|^2 - |P_B G P_A|^2
 
@@ -74,4 +74,5 @@ def _basis(x_Xr: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns that span those of x."""
     u, values, _ = torch.linalg.svd(x_Xr, full_matrices=False)
     least = max(x_Xr.shape) * torch.finfo(torch.float32).eps * float(values[:1].sum())
-    return u[:, values > least] if least > 0 else u[:, :0]
+    basis: torch.Tensor = u[:, values > least] if least > 0 else u[:, :0]
+    return basis

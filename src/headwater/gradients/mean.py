@@ -3,8 +3,8 @@
     G = sum_i w_i grad l(z_i)            the sum over the rows, layer by layer, without any row's gradient being kept
     e = |grad mean l| / mean_i |grad l(z_i)|          fitting error, status D
 
-At a stationary point of the training loss the rows' gradients cancel out: e = 0. Where all rows pull the same way, e = 1.
-It has no unit, so it can be compared between checkpoints whose gradients differ in length.
+At a stationary point of the training loss the rows' gradients cancel out: e = 0. Where all rows pull the same way,
+e = 1. It has no unit, so it can be compared between checkpoints whose gradients differ in length.
 
 Shapes: B examples, T tokens (padded), I inputs, O outputs, N rows.
 """
@@ -54,8 +54,8 @@ def weighted(batch: Batch, weights: Sequence[float]) -> Batch:
 def mean_gradient_norm(mean_squared: float, squared_N: np.ndarray, population: int) -> float:
     """|grad mean l| over a population of rows of which N were drawn without replacement.
 
-    The mean g of the drawn gradients has E|g|^2 = |G|^2 + (1 - N/M) S^2 / N, with G the mean over all M rows and S^2 the
-    rows' spread about it, which s^2 = N/(N-1) (mean_i |g_i|^2 - |g|^2) estimates without bias (Cochran, Sampling
+    The mean g of the drawn gradients has E|g|^2 = |G|^2 + (1 - N/M) S^2 / N, with G the mean over all M rows and S^2
+    the rows' spread about it, which s^2 = N/(N-1) (mean_i |g_i|^2 - |g|^2) estimates without bias (Cochran, Sampling
     Techniques, chapter 2). What the draw alone adds is taken off: status D. Nothing is taken off where all rows were
     drawn; an estimate below 0 is 0.
 
