@@ -30,6 +30,7 @@ _HOMES = {
     "DataError": "headwater.errors",
     "DataInf": "headwater.methods.influence",
     "DuplicateGroup": "headwater.duplicates",
+    "Diagnosis": "headwater.diagnosis",
     "EmbeddingSimilarity": "headwater.methods.embedding",
     "Example": "headwater.examples",
     "Examples": "headwater.examples",
@@ -66,6 +67,7 @@ _HOMES = {
     "by_source": "headwater.sources",
     "clean": "headwater.cleaning",
     "duplicate_groups": "headwater.duplicates",
+    "diagnose": "headwater.diagnosis",
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from headwater.attribution.own import SelfInfluence, self_influence
     from headwater.checkpoints import Checkpoint, TrainingRun
     from headwater.cleaning import Review, ReviewRow, clean
+    from headwater.diagnosis import Diagnosis, diagnose
     from headwater.duplicates import DuplicateGroup, duplicate_groups
     from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
     from headwater.examples import Columns, Example, Examples, Query, TokenFormat, read_examples, read_queries

@@ -101,6 +101,12 @@ class RunState:
         body = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
         write_whole(self._folder / f"{name}.piece", digest(body).encode() + b"\n" + body)
 
+    def drop(self, name: str) -> None:
+        """Forgets a piece that nothing needs any more, where it is there."""
+        self._memory.pop(name, None)
+        if self._folder is not None:
+            (self._folder / f"{name}.piece").unlink(missing_ok=True)
+
 
 @contextmanager
 def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]) -> Iterator[RunState]:

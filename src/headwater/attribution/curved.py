@@ -131,25 +131,40 @@ class Curvatures:
         self._scales.clear()
 
     def _sum(self, stage: fitting.Stage, hooks: FactorHooks, name: str, place: Place, loss: Loss, seed: int) -> None:
-        """One pass over the rows, from where it stopped; the sums are kept now and then, and at the end."""
-        kept, rows, first = self._state.load(name), self._rows, 0
-        if kept is not None:
-            first = int(kept["next"][0])
-            fitting.restore(stage, {key: array for key, array in kept.items() if key != "next"}, place.device)
-        saved = time.monotonic()
-        with hooks.attached():
-            for number, chunk in enumerate(rows.chunks):
-                if number >= first:
-                    for batch in chunk:
-                        encoded = [rows.encoded[row] for row in batch]
-                        stage.batch(hooks, collate(encoded, place.device, place.precision, loss=loss, seed=seed))
-                        self._bar.advance(rows.tokens([batch]))
-                    last = number + 1 == len(rows.chunks)
-                    if last or time.monotonic() - saved > SAVE_SECONDS:
-                        self._state.save(name, fitting.stage_arrays(stage) | {"next": np.array([number + 1])})
-                        saved = time.monotonic()
-                else:
-                    self._bar.advance(rows.tokens(chunk))
+        sum_rows(stage, hooks, name, place, self._rows, self._state, self._bar, loss=loss, seed=seed)
+
+
+def sum_rows(
+    stage: fitting.Stage,
+    hooks: FactorHooks,
+    name: str,
+    place: Place,
+    rows: Rows,
+    state: RunState,
+    bar: progress.Bar,
+    *,
+    loss: Loss = "likelihood",
+    seed: int = 0,
+) -> None:
+    """One pass over the rows, from where it stopped; the sums are kept now and then, and at the end."""
+    kept, first = state.load(name), 0
+    if kept is not None:
+        first = int(kept["next"][0])
+        fitting.restore(stage, {key: array for key, array in kept.items() if key != "next"}, place.device)
+    saved = time.monotonic()
+    with hooks.attached():
+        for number, chunk in enumerate(rows.chunks):
+            if number >= first:
+                for batch in chunk:
+                    encoded = [rows.encoded[row] for row in batch]
+                    stage.batch(hooks, collate(encoded, place.device, place.precision, loss=loss, seed=seed))
+                    bar.advance(rows.tokens([batch]))
+                last = number + 1 == len(rows.chunks)
+                if last or time.monotonic() - saved > SAVE_SECONDS:
+                    state.save(name, fitting.stage_arrays(stage) | {"next": np.array([number + 1])})
+                    saved = time.monotonic()
+            else:
+                bar.advance(rows.tokens(chunk))
 
 
 def _name(at: str, space: Space, curvature: Curvature) -> str:

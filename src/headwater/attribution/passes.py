@@ -249,6 +249,11 @@ def representation_pass(
     return run_chunks(stem, rows, state, work, bar)["similarity"]
 
 
+def loss_pass(place: Place, rows: Rows, stem: str, state: RunState, bar: progress.Bar) -> np.ndarray:
+    """The rows' losses, in nats [N]; 0 without targets."""
+    return run_chunks(stem, rows, state, _loss_work(place, rows), bar)["loss"]
+
+
 def _loss_work(place: Place, rows: Rows) -> BatchWork:
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
         encoded = [rows.encoded[row] for row in batch]

@@ -14,6 +14,7 @@ from headwater import __version__
 from headwater.cli.bench import bench
 from headwater.cli.clean import clean
 from headwater.cli.demo import demo
+from headwater.cli.diagnose import diagnose
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
 from headwater.cli.sources import sources
@@ -31,6 +32,7 @@ app.command()(trace)
 app.add_typer(index)
 app.command()(sources)
 app.command()(clean)
+app.command()(diagnose)
 app.command()(methods)
 app.command()(bench)
 app.command()(demo)

@@ -140,7 +140,8 @@ def _sampled(e_KV: torch.Tensor, uniform_K: torch.Tensor) -> torch.Tensor:
     return at_K1.clamp_max(e_KV.shape[1] - 1)
 
 
-def _own_token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+def token_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's own logits at the positions that predict the batch's targets [K, V]."""
     tokens = batch.shape[1]
     arguments: dict[str, Any] = {
         "input_ids": batch.input_ids_BT,
@@ -151,7 +152,12 @@ def _own_token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     if can_slice_logits(model):
         arguments["logits_to_keep"], column_K = torch.unique(column_K, return_inverse=True)
     logits = model(**arguments).logits
-    logits_KV = logits[batch.place_K // tokens, column_K].to(batch.weight_K.dtype)
+    logits_KV: torch.Tensor = logits[batch.place_K // tokens, column_K].to(batch.weight_K.dtype)
+    return logits_KV
+
+
+def _own_token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    logits_KV = token_logits(model, batch)
     target_K = batch.target_K
     if batch.uniform_K is not None:
         target_K = _sampled(logits_KV.detach().softmax(1), batch.uniform_K)[:, 0]
