@@ -17,6 +17,7 @@ from headwater.cli.demo import demo
 from headwater.cli.diagnose import diagnose
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
+from headwater.cli.repair import repair
 from headwater.cli.sources import sources
 from headwater.cli.trace import trace
 
@@ -34,6 +35,7 @@ app.command()(sources)
 app.command()(clean)
 app.command()(diagnose)
 app.command()(methods)
+app.command()(repair)
 app.command()(bench)
 app.command()(demo)
 

@@ -1,0 +1,13 @@
+"""The faulty run, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faulty
+import pytest
+
+
+@pytest.fixture(scope="session")
+def faulty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faulty.make_run(tmp_path_factory.mktemp("faulty"))
