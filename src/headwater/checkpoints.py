@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from headwater.errors import ModelError, NumericalError, UsageError
+from headwater.errors import HeadwaterError, ModelError, NumericalError, UsageError
+from headwater.model_files import check_model_files, read_object
+from headwater.model_files import reason as reason_of
 from headwater.run import digest
 
 if TYPE_CHECKING:
@@ -69,7 +71,14 @@ class Checkpoint:
         parts: list[bytes] = []
         for file in sorted(folder.iterdir()):
             if file.name.endswith((".safetensors", ".bin")) or file.name in _IDENTIFYING:
-                parts += [file.name.encode(), _sample(file)]
+                try:
+                    parts += [file.name.encode(), _sample(file)]
+                except OSError as error:
+                    raise ModelError(
+                        f"{file} cannot be read ({reason_of(error)})",
+                        expected="a file",
+                        fix="check the folder and its permissions",
+                    ) from None
         return digest(*parts)
 
 
@@ -146,7 +155,7 @@ class TrainingRun:
                 raise ModelError(
                     f"the base {base_place} is an adapter", expected="a whole model", fix="give the model it sits on"
                 )
-            revision = None if Path(base_place).exists() else _hub_config(base_place).parent.name
+            revision = None if _exists(Path(base_place)) else _hub_config(base_place).parent.name
             base_checkpoint = Checkpoint(name=BASE, location=base_place, step=0, epoch=0.0, revision=revision)
         return cls(
             checkpoints=tuple(found),
@@ -182,7 +191,7 @@ class TrainingRun:
         place = Path(checkpoint.location if checkpoint.kind == "full" else str(checkpoint.base)) / "config.json"
         try:
             size = json.loads(place.read_text("utf-8")).get("vocab_size")
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return None
         return size if isinstance(size, int) else None
 
@@ -224,9 +233,9 @@ class TrainingRun:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 place, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the tokenizers package raises nothing narrower for a file that it cannot read
             raise ModelError(
-                f"the tokenizer of {place} cannot be loaded ({_first_line(error)})",
+                f"the tokenizer of {place} cannot be loaded ({reason_of(error)})",
                 expected="a folder or hub id with a tokenizer",
                 fix="check the name, or that the hub can be reached",
             ) from None
@@ -239,7 +248,6 @@ class TrainingRun:
             ModelError: it cannot be loaded, or weights are missing from its files.
             NumericalError: a weight is NaN or infinite.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -268,9 +276,11 @@ class TrainingRun:
                 )
             if checkpoint.kind == "adapter":
                 model = _attach(model, checkpoint)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        except HeadwaterError:
+            raise
+        except Exception as error:  # configs and adapters are checked by many packages, each with errors of its own
             raise ModelError(
-                f"{checkpoint.name} ({checkpoint.location}) cannot be loaded ({_first_line(error)})",
+                f"{checkpoint.name} ({checkpoint.location}) cannot be loaded ({reason_of(error)})",
                 expected="a causal language model that transformers can load",
                 fix="check the folder or hub id, and that the hub can be reached",
             ) from None
@@ -294,7 +304,7 @@ class TrainingRun:
 
 def _discover(place: str, every: str, allow_pickle: bool) -> list[Checkpoint]:
     folder = Path(place)
-    if not folder.exists():
+    if not _exists(folder):
         return [_hub_checkpoint(place)]
     if not folder.is_dir():
         _check_model_place(place, allow_pickle)
@@ -318,14 +328,17 @@ def _trainer_state(folder: Path) -> tuple[int, float, list[tuple[int, float]]] |
     state = folder / "trainer_state.json"
     if not state.exists():
         return None
+    record = read_object(state)
     try:
-        record = json.loads(state.read_text("utf-8"))
         history = record.get("log_history", [])
         rates = [(int(e["step"]), float(e["learning_rate"])) for e in history if "learning_rate" in e and "step" in e]
-        return int(record["global_step"]), float(record["epoch"]), rates
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        step, epoch = int(record["global_step"]), float(record["epoch"])
+        if not all(map(math.isfinite, (epoch, *(rate for _, rate in rates)))):
+            raise ValueError("a number that is NaN or infinite")
+        return step, epoch, rates
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(
-            f"{state} cannot be read ({_first_line(error)})",
+            f"{state} cannot be read ({reason_of(error)})",
             expected="the trainer_state.json that Trainer writes",
             cause="an interrupted save",
             fix="leave this checkpoint out",
@@ -353,22 +366,8 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
     step, epoch = state[:2] if state else (None, None)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
-        try:
-            base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
-        except (ValueError, AttributeError) as error:
-            raise ModelError(
-                f"{adapter} cannot be read ({_first_line(error)})",
-                expected="the config of a PEFT adapter",
-                fix="check the file",
-            ) from None
-        return Checkpoint(
-            name=folder.name,
-            location=str(folder),
-            kind="adapter",
-            base=base,
-            step=step,
-            epoch=epoch,
-        )
+        base = read_object(adapter).get("base_model_name_or_path")
+        return Checkpoint(name=folder.name, location=str(folder), kind="adapter", base=base, step=step, epoch=epoch)
     return Checkpoint(name=folder.name, location=str(folder), step=step, epoch=epoch)
 
 
@@ -377,7 +376,7 @@ def _hub_checkpoint(place: str) -> Checkpoint:
     name, revision = place.rsplit("/", 1)[-1], config.parent.name
     if config.name == "config.json":
         return Checkpoint(name=name, location=place, revision=revision)
-    base = json.loads(config.read_text("utf-8")).get("base_model_name_or_path")
+    base = read_object(config).get("base_model_name_or_path")
     return Checkpoint(name=name, location=place, kind="adapter", base=base, revision=revision)
 
 
@@ -393,7 +392,7 @@ def _hub_config(place: str) -> Path:
             try:  # one question without retries, which would take a minute to notice a mistyped path
                 HfApi().model_info(place, timeout=10)
             except Exception as error:  # the hub's client changed its network library twice
-                online, reason = False, _first_line(error)
+                online, reason = False, reason_of(error)
         for file in ("adapter_config.json", "config.json"):
             try:
                 return Path(hf_hub_download(place, file, local_files_only=not online))
@@ -402,7 +401,7 @@ def _hub_config(place: str) -> Path:
             except EntryNotFoundError:
                 reason = "it has no config.json"
             except Exception as error:
-                reason = _first_line(error)
+                reason = reason_of(error)
     raise ModelError(
         f"{place} is neither a folder nor a hub id that can be loaded ({reason})",
         expected="a Trainer output folder, a model or adapter folder, or a hub id",
@@ -424,6 +423,14 @@ def _named(found: Iterable[Checkpoint]) -> list[Checkpoint]:
     return [replace(c, name=name) for c, name in zip(found, longer, strict=True)]
 
 
+def _exists(place: Path) -> bool:
+    """Whether anything is there; a name that no file can have is not."""
+    try:
+        return place.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _kind(folder: Path) -> str | None:
     if (folder / "adapter_config.json").exists():
         return "adapter"
@@ -432,7 +439,7 @@ def _kind(folder: Path) -> str | None:
 
 def _check_model_place(place: str, allow_pickle: bool) -> None:
     folder = Path(place)
-    if not folder.exists():
+    if not _exists(folder):
         _hub_config(place)
         return
     if not folder.is_dir() or _kind(folder) is None:
@@ -442,17 +449,7 @@ def _check_model_place(place: str, allow_pickle: bool) -> None:
             cause="the folder above or below the right one",
             fix="give the Trainer's output folder or a model folder",
         )
-    names = [f.name for f in folder.iterdir()]
-    if any(n.endswith(".safetensors") for n in names) or allow_pickle:
-        return
-    if any(n.endswith(".bin") and n.startswith(("pytorch_model", "adapter_model")) for n in names):
-        raise ModelError(
-            f"{place} has its weights as pickle files only",
-            expected="safetensors",
-            cause="pickle can run code when it is loaded",
-            fix="save the model again with safetensors, or pass --allow-pickle if you trust it",
-        )
-    raise ModelError(f"{place} has a config but no weights", expected="*.safetensors beside it", fix="check the folder")
+    check_model_files(folder, str(_kind(folder)), allow_pickle=allow_pickle)
 
 
 def _attach(model: Any, checkpoint: Checkpoint) -> Any:
@@ -471,7 +468,7 @@ def _attach(model: Any, checkpoint: Checkpoint) -> Any:
     for warning in caught:
         if "missing adapter keys" in str(warning.message):  # peft says it in no other way
             raise ModelError(
-                f"{checkpoint.location} lacks weights of the adapter ({_first_line(warning.message)})",
+                f"{checkpoint.location} lacks weights of the adapter ({reason_of(warning.message)})",
                 expected="a complete adapter",
                 cause="an interrupted save, or an adapter of another model",
                 fix="check the folder, or give the right --base",
@@ -519,8 +516,3 @@ def _sample(file: Path, pieces: int = 16, size: int = 65536) -> bytes:
             stream.seek(max(0, (total - size) * piece // (pieces - 1)))
             parts.append(stream.read(size))
     return b"".join(parts)
-
-
-def _first_line(error: BaseException | str) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]

@@ -191,14 +191,20 @@ def refuse_other(folder: object, found: Mapping[str, Any], wanted: Mapping[str, 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration a run directory was made with."""
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{folder / CONFIG} cannot be read ({error})",
-            expected="the config.json of a headwater run",
-            fix="remove this folder and run again",
-        ) from None
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_config(folder, str(error)[:160]) from None
+    if not isinstance(config, dict):
+        raise _no_config(folder, f"JSON of type {type(config).__name__}")
     return config
+
+
+def _no_config(folder: Path, why: str) -> RunError:
+    return RunError(
+        f"{folder / CONFIG} cannot be read ({why})",
+        expected="the config.json of a headwater run",
+        fix="remove this folder and run again",
+    )
 
 
 def _difference(found: Any, wanted: Any, where: str = "") -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from headwater.errors import DataError, NumericalError, RunError
+from headwater.errors import DataError, NumericalError
 from headwater.examples import Examples, Query
 from headwater.gradients.measurement import Target
 from headwater.run import write_whole
 from headwater.significance import LEVEL, p_values, q_values
+from headwater.trace_files import FORMAT, LEANING, Table, damaged, read_manifest, read_words
 
 STANDS_OUT = 8.0
 """Robust z-score from which a row is said to stand out of the rest."""
@@ -377,7 +378,7 @@ class Scores:
             record = {scores.method: _words_record(scores) for scores in methods if scores.words}
             write_whole(folder / WORDS, json.dumps(record, ensure_ascii=False).encode())
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "rows": count,
             "scored_rows": self.rows,
             "targets": [{"name": t.name, "kind": t.kind, "queries": list(t.members)} for t in self.targets],
@@ -408,8 +409,6 @@ class Scores:
         Raises:
             RunError: no finished trace there. DataError: other rows.
         """
-        import pyarrow.parquet as pq
-
         path = Path(folder)
         manifest = read_manifest(path)
         names = [m["name"] for m in manifest["methods"]]
@@ -418,66 +417,52 @@ class Scores:
             raise DataError(
                 f"{path} has no scores of {method}", expected=f"one of {', '.join(names)}", fix="choose one"
             )
-        table = pq.read_table(path / "scores.parquet")
-        count, targets = (
-            manifest["rows"],
-            [Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]],
-        )
-        hashes = table.column("content_hash").to_pylist()[:count]
-        if hashes != [e.content_hash for e in train]:
+        targets = [Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]]
+        count, scored = manifest["rows"], manifest.get("scored_rows", manifest["rows"])
+        table = Table(path / "scores.parquet", count * len(targets))
+        if table.texts("content_hash")[:count] != [e.content_hash for e in train]:
             raise DataError(
                 f"{train.name} is not the data {path} was traced with",
                 expected="the same rows in the same order",
                 fix="give the original file",
             )
+        weights = next(m["weights"] for m in manifest["methods"] if m["name"] == method)
         prefix = f"{method}/"
+        kept = [name.removeprefix(prefix) for name in table.names if name.startswith(prefix)]
         terms = {
-            name[len(prefix) :]: table.column(name).to_numpy().reshape(len(targets), count)
-            for name in table.column_names
-            if name.startswith(prefix)
+            name: table.numbers(prefix + name).reshape(len(targets), count) for name in dict.fromkeys([*kept, *weights])
         }
         population = None
-        if manifest.get("scored_rows", count) != count:
-            sample = pq.read_table(path / "sample.parquet")
+        if scored != count:
             population = Population(
-                rows=manifest["scored_rows"],
-                numbers=table.column("row").to_numpy()[:count],
-                sample=np.stack([sample.column(f"{method}/{target.name}").to_numpy() for target in targets]),
+                rows=scored,
+                numbers=table.numbers("row")[:count].astype(np.int64),
+                sample=Table(path / "sample.parquet").stacked([f"{method}/{target.name}" for target in targets]),
             )
         found = cls.combine(
             method,
             terms,
-            next(m["weights"] for m in manifest["methods"] if m["name"] == method),
-            queries=[Query(**_tuples(q)) for q in manifest["queries"]],
+            weights,
+            queries=_queries(path, manifest["queries"]),
             targets=targets,
             train=train,
-            leanings=[Leaning(**record) for record in manifest["leanings"]],
+            leanings=[Leaning(**{key: record[key] for key in LEANING}) for record in manifest["leanings"]],
             provenance=manifest["provenance"],
             population=population,
         )
         if (path / PLACEBO).exists():
-            chance = pq.read_table(path / PLACEBO)
-            if f"{method}/{targets[0].name}" in chance.column_names:
-                columns = [chance.column(f"{method}/{target.name}").to_numpy() for target in targets]
-                found = replace(found, placebo=np.stack(columns))
-        if not (path / WORDS).exists():
-            return found
-        record = json.loads((path / WORDS).read_text("utf-8")).get(method, [])
-        return replace(found, words={(one["target"], one["row"]): _row_words(one) for one in record})
+            chance, names = Table(path / PLACEBO), [f"{method}/{target.name}" for target in targets]
+            if names[0] in chance.names:
+                found = replace(found, placebo=chance.stacked(names))
+        words = read_words(path / WORDS, method, len(targets), count)
+        return replace(found, words={(one["target"], one["row"]): _row_words(one) for one in words})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The trace.json of a finished trace."""
+def _queries(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Query]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / "trace.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{folder} holds no finished trace ({type(error).__name__})",
-            expected="a folder with a trace.json",
-            cause="the trace was interrupted",
-            fix="run the same command again: it goes on where it stopped",
-        ) from None
-    return manifest
+        return [Query(**_tuples(record)) for record in records]
+    except (TypeError, DataError) as error:
+        raise damaged(folder / "trace.json", str(error)[:160]) from None
 
 
 def _words_record(scores: Scores) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ What it means on this machine is in `models.py`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,13 @@ class Compute:
     engine: Literal["gradient", "directional", "auto"] = "gradient"
 
     def __post_init__(self) -> None:
+        for pattern in self.parameters:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError) as error:
+                raise UsageError(
+                    f"parameters {pattern!r} ({error})", expected="a regular expression", fix="correct it, or escape it"
+                ) from None
         if self.contraction not in ("auto", "factored", "applied", "materialised"):
             raise UsageError(
                 f"contraction {self.contraction!r}",

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -26,18 +26,20 @@ from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
 from headwater.checkpoints import Checkpoint, TrainingRun
-from headwater.errors import ModelError, UsageError
+from headwater.errors import ModelError, RunError, UsageError
 from headwater.examples import Encoder, Query, TokenFormat
 from headwater.gradients.curvature.options import Step
 from headwater.gradients.inner import Product
-from headwater.gradients.measurement import Measurement, Sides, encode_queries
-from headwater.index.manifest import Index, Part
+from headwater.gradients.measurement import Measurement, Sides, check_queries, encode_queries
+from headwater.index.manifest import MANIFEST, Index, Part
 from headwater.index.scoring import Kind, TopK, dots
 from headwater.run import RunState, run_directory, versions
 from headwater.scores import Leaning, Population, Scores, query_record
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 SAMPLE_ROWS = 100_000
 """Rows that say what is usual, where not every score is kept."""
@@ -86,7 +88,7 @@ def trace_index(
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
     stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}
-    compute = Compute(**stored)
+    compute = _made(index, Compute, stored)
     config: dict[str, Any] = {
         "index": {"place": index.folder.url, "fingerprint": index.fingerprint, "rows": index.rows},
         "queries": [query_record(query) for query in queries],
@@ -152,7 +154,9 @@ class _Trace:
         from headwater.attribution.models import Models
 
         train = self._index.parts[0].train
-        encoder = Encoder(self._run.tokenizer(), TokenFormat(**self._index.config["format"]), train["template"])
+        format = _made(self._index, TokenFormat, self._index.config["format"])
+        encoder = Encoder(self._run.tokenizer(), format, train["template"])
+        check_queries(queries, encoder)
         models = Models(self._run, self._compute, (), self._notes)
         last = self._run.last.name
         queries = with_outputs(
@@ -386,18 +390,38 @@ def _combined(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) ->
     return out
 
 
+def _made(index: Index, kind: type[T], found: Mapping[str, Any]) -> T:
+    """An object of what the manifest says about it."""
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise RunError(
+            f"{index.folder}/{MANIFEST} does not describe a {kind.__name__} ({str(error)[:160]})",
+            expected="the manifest of a headwater index of this version",
+            cause="another version of headwater, or a change by hand",
+            fix="build the index again",
+        ) from None
+
+
 def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
     """The models of the index, where they lie now; refuses models that have changed."""
     records = [dict(record) for record in index.config["checkpoints"]]
     prints = [record.pop("fingerprint") for record in records]
     if given is None:
-        found = [Checkpoint(**record) for record in records]
+        found = [_made(index, Checkpoint, record) for record in records]
         base = next((c for c in found if c.name == "base"), None)
         given = TrainingRun(
             checkpoints=tuple(c for c in found if c is not base),
             base=base,
             quantization=index.config["quantization"],
         )
+        if not given.checkpoints:
+            raise RunError(
+                f"{index.folder}/{MANIFEST} names no checkpoint but the base",
+                expected="the models that the index was built from",
+                cause="a change by hand",
+                fix="build the index again",
+            )
         for checkpoint in found:
             if not Path(checkpoint.location).exists() and checkpoint.revision is None:
                 raise ModelError(

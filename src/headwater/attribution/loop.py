@@ -31,7 +31,7 @@ from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.curvature.options import PLAIN, Space, Step
-from headwater.gradients.measurement import Sides, encode_queries
+from headwater.gradients.measurement import Sides, check_queries, encode_queries
 from headwater.run import RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
 
@@ -243,6 +243,7 @@ class _Loop:
         from headwater.attribution.models import Models
         from headwater.attribution.passes import Rows
 
+        check_queries(queries, self.encoder)
         encoded = encode_rows(self.encoder, self.train, self.notes)
         self.models = Models(self.run_, self.compute, encoded, self.notes)
         if self.compute.batch_tokens is None and any(plan_uses(plan) for plan in plans):

@@ -24,7 +24,6 @@ from headwater.cli.trace import trace
 app = typer.Typer(
     name="headwater",
     help="Trace what a fine-tuned language model says back to the training rows that taught it to say so.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -60,14 +59,19 @@ def main() -> None:
     from headwater.errors import HeadwaterError
 
     try:
-        app(standalone_mode=True)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except HeadwaterError as error:
         print(f"headwater: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except SystemExit as stop:  # typer turns an interrupt into this
-        if stop.code == 130:
-            print("headwater: interrupted; finished work in --out is kept, the same command goes on.", file=sys.stderr)
-        raise
+    except typer.exceptions.TyperException as error:  # options that do not exist, or have values they cannot have
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "headwater"
+        said = " ".join(error.format_message().split()).rstrip(".")
+        print(f"headwater: {said}. Next: {command} --help lists what there is", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    if code == 130:  # typer turns an interrupt into this
+        print("headwater: interrupted; finished work in --out is kept, the same command goes on.", file=sys.stderr)
+    sys.exit(code)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from headwater import progress
 from headwater.errors import DataError, ModelError, UsageError
 from headwater.examples.example import Example
+from headwater.examples.files import json_fault
 from headwater.examples.messages import Message, message_text
 from headwater.examples.prompts import TEMPLATES, Template, templated
 from headwater.examples.tokens import Encoded, EncodingReport, LossOn, TokenFormat
@@ -245,9 +246,9 @@ class Encoder:
         if isinstance(tools, str):
             try:
                 tools = json.loads(tools)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f'{example.source}: broken JSON in column "tools" ({error.msg})',
+                    f'{example.source}: broken JSON in column "tools" ({json_fault(error)})',
                     expected="a list of tools",
                     fix="repair or drop the column",
                 ) from error

@@ -7,7 +7,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -73,14 +73,20 @@ def json_records(path: Path) -> Iterator[tuple[int, Record]]:
 def _parsed_line(path: Path, number: int, line: str) -> object:
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:
         column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
-            f"{path}:{number}: broken JSON ({reason}{column})",
+            f"{path}:{number}: broken JSON ({json_fault(error)}{column})",
             expected="one JSON object on every line, or one JSON list",
             fix=f"repair line {number}",
         ) from error
+
+
+def json_fault(error: ValueError | RecursionError) -> str:
+    """What the json package found wrong, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def _list_records(path: Path, text: str, first_line: int) -> Iterator[tuple[int, Record]]:
@@ -94,14 +100,15 @@ def _list_records(path: Path, text: str, first_line: int) -> Iterator[tuple[int,
             break
         try:
             value, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             at = error.pos if isinstance(error, json.JSONDecodeError) else position
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise _broken_list(path, line + text.count("\n", counted, at), reason) from error
+            raise _broken_list(path, line + text.count("\n", counted, at), json_fault(error)) from error
         yield line, _object(path, line, value)
         position = _skip(text, end)
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
+            if text[position : position + 1] == "]":
+                raise _broken_list(path, line + text.count("\n", counted, position), 'a comma before the closing "]"')
         elif text[position : position + 1] != "]":
             raise _broken_list(path, line + text.count("\n", counted, position), 'expecting "," or "]"')
     if text[position + 1 :].strip():
@@ -150,13 +157,7 @@ def _separated_records(path: Path, delimiter: str) -> Iterator[tuple[int, Record
     if not filled:
         return
     (_, header), *body = filled
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(
-            f"{path}: column {', '.join(repeated)} twice",
-            expected="a name of its own for every column",
-            fix="rename the columns in the first line",
-        )
+    _refuse_twice(path, header)
     for start, cells in body:
         if len(cells) != len(header):
             raise DataError(
@@ -166,6 +167,16 @@ def _separated_records(path: Path, delimiter: str) -> Iterator[tuple[int, Record
                 fix=f"repair the row that starts on line {start}",
             )
         yield start, dict(zip(header, cells, strict=True))
+
+
+def _refuse_twice(path: Path, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            f"{path}: column {', '.join(repeated)} twice",
+            expected="a name of its own for every column",
+            fix="rename the columns",
+        )
 
 
 @contextmanager
@@ -187,11 +198,12 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Record]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_twice(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: not readable as Parquet after row {number} ({_first_line(error)})",
             expected="a whole Parquet file",
@@ -222,6 +234,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             cause="an interrupted download or copy",
             fix="fetch or write the file again",
         ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
@@ -231,12 +245,16 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
         return path.open("rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", expected="an existing file", fix="check the path") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be opened ({error.strerror or error})",
-            expected="a file that can be read",
-            fix="check the path and its permissions",
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
+    return DataError(
+        f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})",
+        expected="a file that can be read",
+        fix="check the path and its permissions",
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,17 +43,17 @@ def read_examples(
         DataError: for whatever cannot be read or used, naming file and line.
         UsageError: for options that do not fit the rows.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    place, is_folder, is_there = _looked_at(path)
+    if is_folder:
         name, records = _folder(place, split)
-    elif place.exists() or format_of(place) is not None or not _HUB_ID.fullmatch(str(path)):
-        if split is not None and place.exists():
+    elif is_there or format_of(place) is not None or not _HUB_ID.fullmatch(str(path)):
+        if split is not None and is_there:
             raise DataError(
                 f'split "{split}" of the single file {place}',
                 expected="a split only of a data set or a folder",
                 fix="leave the split away, or give the folder",
             )
-        if not place.exists():
+        if not is_there:
             raise DataError(
                 f"{place}: no such file or folder",
                 expected="a file, a folder or a hub id such as owner/name",
@@ -63,6 +63,19 @@ def read_examples(
     else:
         name, records = _hub(str(path), split)
     return Examples.from_records(records, name=name, columns=columns, template=template)
+
+
+def _looked_at(path: str | Path) -> tuple[Path, bool, bool]:
+    """The place, whether it is a folder, and whether anything is there."""
+    try:
+        place = Path(path).expanduser()
+        return place, place.is_dir(), place.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, the home of nobody, a NUL
+        raise DataError(
+            f"{str(path)[:200]}: cannot be looked at ({getattr(error, 'strerror', None) or error})",
+            expected="a file, a folder or a hub id such as owner/name",
+            fix="check the path",
+        ) from error
 
 
 def _of_file(file: Path, name: str) -> _Records:

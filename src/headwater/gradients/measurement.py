@@ -16,7 +16,7 @@ Shapes: R targets (queries, then groups), S sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -92,6 +92,19 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder) -> Sides:
             corrected_sides.append(len(encoded))
             encoded.append(encoder.query(query.prompt, query.corrected, span=corrected_span))
     return Sides(tuple(encoded), tuple(outputs), tuple(corrected_sides), tuple(_targets(queries, names)))
+
+
+def check_queries(queries: Sequence[Query], encoder: Encoder) -> None:
+    """Raises what `encode_queries` would raise of what is known before a model says the outputs that are missing."""
+    names = _names(queries)
+    _targets(queries, names)
+    for query, name in zip(queries, names, strict=True):
+        if query.output:
+            encode_queries([replace(query, id=name, group=None)], encoder)
+        elif query.corrected is not None:
+            encoder.query(query.prompt, query.corrected)
+        else:
+            encoder.prompt_ids(query.prompt)
 
 
 def _names(queries: Sequence[Query]) -> list[str]:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from io import BytesIO
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast, get_args
 
 import numpy as np
 
 from headwater.errors import RunError
-from headwater.examples import Encoded, Example, Examples
+from headwater.examples import Encoded, Example, Examples, Kind, Template
 from headwater.index.folder import Folder
 from headwater.index.store import CheckpointStore, FeatureType, Place, Shape
+from headwater.records import among, fault, maybe, parsed, plain_name, record, text, whole
+
+T = TypeVar("T")
 
 MANIFEST, ROWS, FORMAT = "manifest.json", "rows.parquet", 1
 
@@ -83,28 +86,25 @@ class Index:
                 if folder.exists("parts")
                 else "build one with headwater index",
             )
-        try:
-            manifest = json.loads(folder.read_bytes(MANIFEST))
-            if manifest["format"] != FORMAT:
-                raise RunError(
-                    f"{folder}/{MANIFEST}: format {manifest['format']}",
-                    expected=f"format {FORMAT}",
-                    cause="an index of another version of headwater",
-                    fix="build it again",
-                )
-            return cls(
-                folder=folder,
-                config=manifest["config"],
-                layers=tuple(IndexedLayer(**layer) for layer in manifest["layers"]),
-                features=manifest["features"],
-                parts=tuple(Part(**part) for part in manifest["parts"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
+        place = f"{folder}/{MANIFEST}"
+        manifest = parsed(folder.read_bytes(MANIFEST), place, {"format": whole(0)}, **_MESSAGE)
+        if manifest["format"] != FORMAT:
             raise RunError(
-                f"{folder}/{MANIFEST} cannot be read ({type(error).__name__}: {error})",
-                expected="the manifest of a headwater index",
-                fix="build the index again",
-            ) from None
+                f"{place}: format {manifest['format']}",
+                expected=f"format {FORMAT}",
+                cause="an index of another version of headwater",
+                fix="build it again",
+            )
+        said = fault(manifest, _WANTED) or _contradiction(manifest)
+        if said:
+            raise RunError(f"{place} cannot be read ({said})", cause="damage, or a change by hand", **_EXPECTED)
+        return cls(
+            folder=folder,
+            config=manifest["config"],
+            layers=tuple(_made(IndexedLayer, layer) for layer in manifest["layers"]),
+            features=manifest["features"],
+            parts=tuple(_made(Part, part) for part in manifest["parts"]),
+        )
 
     def save(self) -> None:
         """Writes the manifest: from now on the index exists, with all its parts."""
@@ -197,14 +197,70 @@ class Index:
             chosen = None
             if wanted is not None:
                 chosen = wanted[(wanted >= part.first) & (wanted < part.first + part.rows)] - part.first
-            found += _read_rows(self.part_folder(part.name), chosen)
+            found += _read_rows(self.part_folder(part.name), part.rows, chosen)
         first = self.parts[0].train
         return Examples(found, name=first["name"], template=first["template"])
 
     def lengths(self) -> tuple[float, ...]:
         """Tokens of short, middling and long rows of the first part."""
-        table = _table(self.part_folder(self.parts[0].name), ["tokens"])
+        table = _table(self.part_folder(self.parts[0].name), {"tokens": "int32"})
         return tuple(float(x) for x in np.quantile(table.column("tokens").to_numpy(), [0.1, 0.5, 0.9]))
+
+
+_EXPECTED = {"expected": "the manifest of a headwater index", "fix": "build the index again"}
+_MESSAGE = {"what": _EXPECTED["expected"], "fix": _EXPECTED["fix"]}
+_WANTED = {
+    "config": {
+        "checkpoints": [{"name": plain_name, "location": text, "fingerprint": text}],
+        "quantization": maybe(text),
+        "format": record,
+        "compute": {"rank": whole(1), "parameters": [text]},
+    },
+    "layers": [
+        {
+            "name": text,
+            "in_features": whole(1),
+            "out_features": whole(1),
+            "rank_in": whole(1),
+            "rank_out": whole(1),
+        }
+    ],
+    "features": among(*get_args(FeatureType)),
+    "parts": [
+        {
+            "name": plain_name,
+            "first": whole(0),
+            "rows": whole(1),
+            "chunk_rows": whole(1),
+            "train": {"name": text, "fingerprint": text, "template": among(*get_args(Template))},
+        }
+    ],
+}
+"""Of a manifest: names become folders, numbers sizes."""
+
+
+def _contradiction(manifest: Mapping[str, Any]) -> str | None:
+    """What in a manifest does not fit together."""
+    names = [checkpoint["name"] for checkpoint in manifest["config"]["checkpoints"]]
+    for what, found in (
+        ("checkpoints", names),
+        ("layers", [layer["name"] for layer in manifest["layers"]]),
+        ("parts", [part["name"] for part in manifest["parts"]]),
+    ):
+        if not found or len(set(found)) < len(found):
+            return f"{what}: {'none' if not found else 'a name twice'}"
+    first = 0
+    for part in manifest["parts"]:
+        if part["first"] != first:
+            return f"the part {part['name']} begins at row {part['first']}, not {first}"
+        first += part["rows"]
+    return None
+
+
+def _made(kind: type[T], found: Mapping[str, Any]) -> T:
+    """An object of the keys that it has; a newer headwater may write more."""
+    known = {field.name for field in fields(cast(Any, kind))}
+    return kind(**{key: value for key, value in found.items() if key in known})
 
 
 def _advance(advance: Callable[[int], None], chunk_rows: int, chunks: int) -> None:
@@ -245,38 +301,66 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
 
 
-def _table(folder: Folder, columns: list[str] | None = None) -> Any:
+_TEXTS = ("id", "source", "content_hash", "kind", "prompt", "completion", "metadata")
+
+
+def _table(folder: Folder, wanted: Mapping[str, str]) -> Any:
+    """Columns of rows.parquet: name -> type of its values, of which none is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(BytesIO(folder.read_bytes(ROWS)), columns=columns)
+        table = pq.read_table(BytesIO(folder.read_bytes(ROWS)))
     except (pa.ArrowException, OSError) as error:
-        raise RunError(
-            f"{folder}/{ROWS} cannot be read ({str(error).splitlines()[0][:100]})",
-            expected="the rows of the index",
-            fix="build this index again",
-        ) from None
+        raise _damaged_rows(folder, str(error).splitlines()[0][:100]) from None
+    for name, kind in wanted.items():
+        if name not in table.column_names:
+            raise _damaged_rows(folder, f"no column {name}")
+        column = table.column(name)
+        if str(column.type) != kind or column.null_count:
+            raise _damaged_rows(folder, f"column {name} of {column.type} with {column.null_count} nulls, not {kind}")
+    return table.select(list(wanted))
 
 
-def _read_rows(folder: Folder, rows: np.ndarray | None) -> list[Example]:
-    table = _table(folder)
+def _damaged_rows(folder: Folder, why: str) -> RunError:
+    return RunError(
+        f"{folder}/{ROWS} cannot be read ({why})", expected="the rows of the index", fix="build this index again"
+    )
+
+
+def _read_rows(folder: Folder, count: int, rows: np.ndarray | None) -> list[Example]:
+    table = _table(folder, dict.fromkeys(_TEXTS, "string"))
+    if len(table) != count:
+        raise _damaged_rows(folder, f"{len(table)} rows, not {count} as in {MANIFEST}")
     if rows is not None:
         table = table.take(rows)
-    return [
-        Example(
-            id=record["id"],
-            source=record["source"],
-            content_hash=record["content_hash"],
-            kind=record["kind"],
-            prompt=_content(record["prompt"]),
-            completion=_content(record["completion"]),
-            metadata=json.loads(record["metadata"]),
-        )
-        for record in table.to_pylist()
-    ]
+    try:
+        return [_row(found) for found in table.to_pylist()]
+    except (ValueError, RecursionError) as error:
+        raise _damaged_rows(folder, str(error)[:160]) from None
 
 
-def _content(text: str) -> Any:
-    value = json.loads(text)
-    return tuple(value) if isinstance(value, list) else value
+def _row(found: Mapping[str, Any]) -> Example:
+    metadata = json.loads(found["metadata"])
+    if not isinstance(metadata, dict) or found["kind"] not in get_args(Kind):
+        raise ValueError(f"the row {found['id']}: kind {found['kind']}, metadata of {type(metadata).__name__}")
+    return Example(
+        id=found["id"],
+        source=found["source"],
+        content_hash=found["content_hash"],
+        kind=found["kind"],
+        prompt=_content(found, "prompt"),
+        completion=_content(found, "completion"),
+        metadata=metadata,
+    )
+
+
+def _content(found: Mapping[str, Any], name: str) -> Any:
+    """A prompt or completion: text, or the turns of a conversation."""
+    value = json.loads(found[name])
+    if isinstance(value, str):
+        return value
+    said = fault(value, [{"role": text}])
+    if said:
+        raise ValueError(f"the {name} of the row {found['id']}: {said}")
+    return tuple(value)

@@ -26,6 +26,7 @@ import numpy as np
 
 from headwater.errors import NumericalError, RunError
 from headwater.index.folder import Folder
+from headwater.records import among, fault, text, whole
 
 if TYPE_CHECKING:
     import torch
@@ -441,12 +442,22 @@ def _documents(shape: Shape) -> dict[str, bytes]:
 
 def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
     """What decides how an array's files are read; the rest of its zarr.json may vary with the writer."""
+    codecs = document.get("codecs")
+    codecs = codecs if isinstance(codecs, list) else []
     return {
         "shape": document.get("shape"),
         "data_type": document.get("data_type"),
         "chunk_grid": document.get("chunk_grid"),
-        "codecs": [codec.get("name") for codec in document.get("codecs", [])],
+        "codecs": [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs],
     }
+
+
+_ATTRIBUTES = {
+    "rows": whole(1),
+    "chunk_rows": whole(1),
+    "dtype": among(*get_args(FeatureType)),
+    "layers": [{"name": text, "size": whole(1)}],
+}
 
 
 def _shape(folder: Folder) -> Shape:
@@ -455,8 +466,8 @@ def _shape(folder: Folder) -> Shape:
         raise RunError(
             f"{folder} is missing", expected="a store of an index", fix="check the folder and the checkpoint"
         )
-    attributes = _metadata(folder, "zarr.json").get("attributes", {})
-    if attributes.get("format") != FORMAT:
+    attributes = _metadata(folder, "zarr.json").get("attributes")
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise RunError(f"{folder} holds something else", expected=f"a {FORMAT}", fix="give the folder of an index")
     if attributes.get("format_version") != VERSION:
         raise RunError(
@@ -465,18 +476,18 @@ def _shape(folder: Folder) -> Shape:
             cause="it was written by another version of headwater",
             fix="install that version, or build the index again",
         )
-    try:
-        layers = tuple((str(layer["name"]), int(layer["size"])) for layer in attributes["layers"])
-        return Shape(int(attributes["rows"]), int(attributes["chunk_rows"]), layers, attributes["dtype"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(f"{folder}/zarr.json does not describe a shape ({error})", "the attributes of a store") from None
+    said = fault(attributes, _ATTRIBUTES)
+    if said:
+        raise _damaged(f"{folder}/zarr.json does not describe a shape ({said})", "the attributes of a store")
+    layers = tuple((layer["name"], layer["size"]) for layer in attributes["layers"])
+    return Shape(attributes["rows"], attributes["chunk_rows"], layers, attributes["dtype"])
 
 
 def _metadata(folder: Folder, file: str) -> dict[str, Any]:
     try:
         found = json.loads(folder.read_bytes(file))
-    except ValueError as error:
-        raise _damaged(f"{folder}/{file} is not JSON ({error})", "the metadata of a Zarr v3 group") from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(f"{folder}/{file} is not JSON ({str(error)[:160]})", "the metadata of a Zarr v3 group") from None
     if not isinstance(found, dict):
         raise _damaged(f"{folder}/{file} is not a JSON object", "the metadata of a Zarr v3 group")
     return found
