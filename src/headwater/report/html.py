@@ -146,7 +146,7 @@ def _first_answer(contents: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "rank": rank,
                 "id": row["id"],
-                "score": entry[1],
+                "score": entry[2],
                 "guilty": entry[0] in guilty,
                 "prompt": _marked(row["p"].split(contents["separator"]), marked),
                 "completion": _marked(row["c"].split(contents["separator"]), marked),
