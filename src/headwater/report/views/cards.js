@@ -2,12 +2,12 @@
 
 A row is { n, rank, id, at, source, score, percentile, deviations, q, terms: [value per checkpoint],
 ranks: [[method, rank or null]], facets: {name: value}, prompt, completion: [[text, mark]], cut: [characters left out in front, at the end], words,
-twins: { count, ids } or null, culprit (known), picked (by the reader), shared (on both lists side by side) }.
+twins: { count, ids } or null, culprit (known), picked (by the reader), opened (its words are to be open), shared (on both lists side by side) }.
 A mark is "" or "word" (the query has the word too) or "run" (it stands in a run of words that the query has verbatim). */
 import { button, el, svg } from "./dom.js";
 import { formatter, grouped, isBase, minus, shortNames, signed } from "./numbers.js";
 
-/* What all cards of a list share. act: { pick(row), words(row) }, each of which may be missing. */
+/* What all cards of a list share. act: { pick(row), words(row, say): a promise, toggled(row, open) }, or less of these. */
 export function cardContext(rows, { terms, kind, act = {} }) {
   const values = rows.flatMap((row) => row.terms);
   return {
@@ -29,7 +29,7 @@ export function card(row, context, { twin, again, open } = {}) {
   const classes = ["row", row.culprit && "guilty", row.picked && "picked", twin && "twin"].filter(Boolean).join(" ");
   return el("li", { class: classes, "data-row": row.n, tabindex: -1 },
     el("span", { class: "rank" }, el("span", { class: "sr" }, "rank "), grouped(row.rank)),
-    el("div", { class: "body" }, nameLine(row, context), rowText(row, context.hasPrompts), carrying(row, open, context.act.words),
+    el("div", { class: "body" }, nameLine(row, context), rowText(row, context.hasPrompts), carrying(row, open, context.act),
       row.twins && !again && el("p", { class: "twins" }, "Identical rows: " + row.twins.ids.join(", ") +
         (row.twins.count > row.twins.ids.length ? `, and ${grouped(row.twins.count - row.twins.ids.length)} more` : ""))),
     number("score " + (row.score > 0 ? "positive" : row.score < 0 ? "negative" : ""), "score", context.format(row.score)),
@@ -51,13 +51,14 @@ function nameLine(row, context) {
 }
 
 // Which words of the row, and of what was asked, carry the score. Words come with the row, or are asked for.
-export function carrying(row, open, ask) {
-  const box = el("details", { class: "carrying", open: Boolean(row.words && open) }, el("summary", {}, "Words that carry the score"));
+function carrying(row, open, { words: ask, toggled }) {
+  const box = el("details", { class: "carrying", open: Boolean(row.words && (row.opened ?? open)) }, el("summary", {}, "Words that carry the score"));
+  if (!row.words && !ask) return null;
+  if (toggled) box.addEventListener("toggle", () => toggled(row, box.open));
   if (row.words) {
     box.append(...wordLines(row.words));
     return box;
   }
-  if (!ask) return null;
   box.addEventListener("toggle", async () => {
     if (!box.open || box.dataset.asked) return;
     box.dataset.asked = "yes";

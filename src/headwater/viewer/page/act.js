@@ -13,6 +13,7 @@ export class Act {
   constructor(session, on) {
     Object.assign(this, { session, on, marks: session.marks, job: null });
     this.able = null;
+    new IntersectionObserver(([act]) => byId("dock").classList.toggle("away", act.isIntersecting)).observe(byId("act"));
     this.set(session.marks);
     const last = session.jobs.filter(({ kind }) => kind === "repair").at(-1);
     if (last && last.state === "done") this.showAfter(last.result);
@@ -46,7 +47,7 @@ export class Act {
   draw() {
     const all = Object.entries(this.marks), fixes = all.filter(([, mark]) => mark.action === "fix").length;
     byId("dock").hidden = !all.length;
-    byId("dock").replaceChildren(el("span", {}, `${plural(all.length, "row")} marked`, fixes ? `, ${fixes} to correct` : ""),
+    byId("dock").replaceChildren(el("span", {}, `${plural(all.length, "row")} marked`, fixes ? el("span", { class: "more-told" }, `, ${fixes} to correct`) : ""),
       button("Review and act", () => { byId("act").scrollIntoView({ block: "start" }); byId("act-title").focus({ preventScroll: true }); }, { class: "primary" }));
     byId("act").hidden = !all.length && !this.on.query();
     byId("act-note").textContent = all.length
@@ -143,7 +144,8 @@ export class Act {
 // What one says and the other does not is marked.
 function marked(said, other) {
   const range = differing(said, other), words = wordsOf(said, []);
-  const text = (some) => some.flatMap((word) => word.parts.map(([part]) => part)).join("");
+  const text = (some) => some.map((word) => word.space + word.parts[0][0]).join("");
   if (!range) return [said];
-  return [text(words.slice(0, range[0])), el("mark", {}, text(words.slice(range[0], range[1] + 1))), text(words.slice(range[1] + 1))];
+  const part = text(words.slice(range[0], range[1] + 1)), space = part.length - part.trimStart().length;
+  return [text(words.slice(0, range[0])), part.slice(0, space), el("mark", {}, part.slice(space)), text(words.slice(range[1] + 1))];
 }

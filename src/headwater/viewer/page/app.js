@@ -28,7 +28,7 @@ const failed = (fault, again) => message("fault", fault.message, again);
 
 // ---- a question becomes an answer -------------------------------------------------------------------------------------
 async function answer(query) {
-  if (asking) cancel(asking);
+  if (asking?.id) cancel(asking);
   const mine = (asking = { id: null });
   message("fault", null);
   const methods = [see.view.method || session.defaults.method, see.view.against].filter(Boolean).filter((name) => session.methods.some((m) => m.name === name && m.able));

@@ -99,6 +99,7 @@ export class Question {
   // A job that gives the tokens; while it generates they come one by one.
   async measure(path, body, output) {
     if (this.job) cancel(this.job);
+    this.job = null;
     const fresh = path === "/api/generate";
     if (fresh) {
       this.later.cancel();
@@ -106,25 +107,23 @@ export class Question {
       this.set(output, []);
     }
     byId("words").setAttribute("aria-busy", "true");
-    let job;
+    let job = null;
     try {
       ({ job } = await post(path, body));
       this.job = job;
-      const done = await finished(job, (now) => { if (this.job?.id === now.id) showJob(byId("progress"), now, fresh ? "Generating" : "Measuring the words"); });
-      if (this.job?.id !== job.id) return;
+      const done = await finished(job, (now) => { if (this.job === job) showJob(byId("progress"), now, fresh ? "Generating" : "Measuring the words"); });
+      if (this.job !== job) return;
       const { output: said, tokens } = done.result;
       if (said !== this.output) this.set(said, tokens);
       else { this.tokens = tokens; this.draw(); }
-      if (fresh) this.send();
     } catch (fault) {
-      if (!fault.cancelled && (!job || this.job?.id === job.id)) this.failed(fault);
-    } finally {
-      if (!job || this.job?.id === job.id) {
-        this.job = null;
-        byId("words").removeAttribute("aria-busy");
-        showJob(byId("progress"), null);
-      }
+      if (!fault.cancelled && this.job === job) this.failed(fault);
     }
+    if (this.job !== job) return; // another one came in between
+    this.job = null;
+    byId("words").removeAttribute("aria-busy");
+    showJob(byId("progress"), null);
+    if (fresh) this.send();
   }
 
   streamed({ job, n, token }) {

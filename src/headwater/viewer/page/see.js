@@ -14,7 +14,7 @@ export class See {
   /* marks: () => marks by row number; pick(row); changed(view): the address; failed(fault); compute(method): a promise of the
      method's answer being there, with its progress shown. */
   constructor(session, on) {
-    Object.assign(this, { session, on, doc: null, view: { ...FRESH, answer: null, method: "" }, loading: false, rows: new Map() });
+    Object.assign(this, { session, on, doc: null, view: { ...FRESH, answer: null, method: "" }, loading: false, rows: new Map(), words: new Map(), opened: new Map() });
     this.facet = session.facets.find(({ name }) => name === "source") || session.facets[0] || null;
     this.sliders = new Sliders(byId("sliders"), (weights) => this.change({ weights }));
     this.markTab = tabs(["best", "worst"].map((list) => [list, byId("tab-" + list)]), (list) => this.change({ list, offset: 0 }));
@@ -56,7 +56,7 @@ export class See {
   get target() { return this.doc.targets[this.view.target]; }
   get total() { return this.doc.train.rows; }
 
-  fresh() { Object.assign(this.view, FRESH, { method: this.view.method, against: this.view.against, list: this.view.list, facets: this.view.facets, groups: this.view.groups }); }
+  fresh() { this.opened.clear(); Object.assign(this.view, FRESH, { method: this.view.method, against: this.view.against, list: this.view.list, facets: this.view.facets, groups: this.view.groups }); }
 
   change(part) {
     if (!this.doc) return undefined;
@@ -164,13 +164,15 @@ export class See {
       const rows = records(view, { entries: view.answer[list], answer: view.answer, target: this.view.target, total: this.total,
         others: this.side ? [] : others, culprits: this.target.culprits, picked: (n) => Boolean(marks[n]), file: this.facet?.name });
       rows.forEach((row) => {
+        row.words ||= this.words.get(this.wordsKey(methods[side], row));
+        row.opened = this.opened.get(row.n);
         row.shared = this.side && numbers[1 - side].has(row.n);
         this.rows.set(row.n, row);
       });
       const method = this.doc.methods.find(({ name }) => name === methods[side]);
       showList(byId(side ? "list-against" : "list"), { rows, start: view.offset, size: this.session.defaults.page, total: view.total, terms: this.side ? [] : method.terms,
         others: this.side ? [] : others, kind: this.doc.train.kind, limit: list === "best" ? view.answer.out : 0, title: this.side ? methods[side] : null,
-        act: { pick: (row) => this.on.pick(row), words: (row, say) => this.words(methods[side], row, say) }, empty: this.emptyText(methods[side]) },
+        act: { pick: (row) => this.on.pick(row), words: (row, say) => this.askWords(methods[side], row, say), toggled: (row, open) => this.opened.set(row.n, open) }, empty: this.emptyText(methods[side]) },
       (offset) => this.change({ offset }));
     });
     byId("list-against").hidden = !this.side;
@@ -204,13 +206,17 @@ export class See {
       : "These two cannot be compared row by row.";
   }
 
-  async words(method, row, say) {
+  wordsKey(method, row) { return JSON.stringify([this.view.answer, this.view.target, method, this.view.weights, row.n]); }
+
+  async askWords(method, row, say) {
+    const key = this.wordsKey(method, row);
     const { able, why } = this.session.can.words;
     if (!able) throw new Error(why);
     const { answer, target, weights } = this.view;
     const found = await post(`/api/answers/${encodeURIComponent(answer)}/words`, { target, method, row: row.n, ...(weights && method === this.view.method && { weights }) });
-    if (found.words) return found.words;
-    const done = await finished(found.job, (job) => say(["Splitting the score by words", job.stage].filter(Boolean).join(" · ")));
+    const done = found.words ? { result: found } : await finished(found.job, (job) => say(["Splitting the score by words", job.stage].filter(Boolean).join(" · ")));
+    if (this.words.size > 200) this.words.clear();
+    this.words.set(key, done.result.words);
     return done.result.words;
   }
 

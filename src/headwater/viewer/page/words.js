@@ -1,24 +1,22 @@
 /* The output as words that can be shaded and selected. Positions are code points, as the server counts them.
 
-A word is { start, end, from: where its letters begin, parts: [[text, token or null]] }: a run of letters and digits with
-the space in front of it, or a run of other characters. */
+A word is { start, end, space: what stands in front of it, parts: [[text, token or null]] }: a run of letters and digits, or
+of other characters. */
 import { el } from "./views/dom.js";
 import { minus } from "./views/numbers.js";
 
-const WORD = /\s*(?:[\p{L}\p{N}\p{M}]+(?:['’.,:-][\p{L}\p{N}\p{M}]+)*|[^\s\p{L}\p{N}\p{M}]+)|\s+$/gu;
+const WORD = /(\s*)((?:[\p{L}\p{N}\p{M}]+(?:['’.,:-][\p{L}\p{N}\p{M}]+)*|[^\s\p{L}\p{N}\p{M}]+)|$)/gu;
 
 export function wordsOf(output, tokens) {
-  const points = [...output], words = [];
+  const words = [];
   let at = 0;
-  for (const [text] of output.matchAll(WORD)) {
-    const length = [...text].length, end = at + length;
-    const from = at + (length - [...text.trimStart()].length);
-    const inside = tokens.filter((token) => token.end > at && token.start < end);
-    const cuts = [...new Set([at, end, ...inside.flatMap((token) => [token.start, token.end])])].filter((c) => c >= at && c <= end).sort((a, b) => a - b);
-    const parts = cuts.slice(1).map((to, i) => [points.slice(cuts[i], to).join(""), inside.find((token) => token.start <= cuts[i] && token.end >= to) || null]);
-    if (text.trim() || !words.length) words.push({ start: at, end, from: Math.min(from, end), parts });
-    else { words.at(-1).parts.push(...parts); }
-    at = end;
+  for (const [, space, letters] of output.matchAll(WORD)) {
+    const start = at + [...space].length, points = [...letters];
+    const end = (at = start + points.length);
+    const inside = tokens.filter((token) => token.end > start && token.start < end);
+    const cuts = [...new Set([start, end, ...inside.flatMap((token) => [token.start, token.end])])].filter((c) => c >= start && c <= end).sort((a, b) => a - b);
+    const parts = cuts.slice(1).map((to, i) => [points.slice(cuts[i] - start, to - start).join(""), inside.find((token) => token.start <= cuts[i] && token.end >= to) || null]);
+    if (letters) words.push({ start, end, space, parts });
   }
   return words;
 }
@@ -55,8 +53,8 @@ export class Words {
     this.words = wordsOf(output, tokens);
     this.at = Math.min(this.at, Math.max(0, this.words.length - 1));
     const hadFocus = this.box.contains(document.activeElement);
-    this.box.replaceChildren(...this.words.map((word, i) => el("span", { role: "option", class: "word", "data-word": i, tabindex: i === this.at ? 0 : -1 },
-      ...word.parts.map(([text, token]) => this.part(text, token)))));
+    this.box.replaceChildren(...this.words.flatMap(({ space, parts }, i) => [space,
+      el("span", { role: "option", class: "word", "data-word": i, tabindex: i === this.at ? 0 : -1 }, ...parts.map(([text, token]) => this.part(text, token)))]));
     this.mark();
     if (hadFocus) this.box.children[this.at]?.focus();
   }
@@ -78,16 +76,16 @@ export class Words {
   get span() {
     if (!this.selection) return null;
     const [a, b] = this.selection;
-    return a === 0 && b === this.words.length - 1 ? null : [this.words[a].from, this.words[b].end];
+    return a === 0 && b === this.words.length - 1 ? null : [this.words[a].start, this.words[b].end];
   }
 
   selectSpan(span) {
-    const inside = span ? this.words.flatMap((word, i) => (word.end > span[0] && word.from < span[1] ? [i] : [])) : [];
+    const inside = span ? this.words.flatMap((word, i) => (word.end > span[0] && word.start < span[1] ? [i] : [])) : [];
     this.select(inside.length ? [inside[0], inside.at(-1)] : null);
   }
 
   sentenceAt(i) {
-    const ends = (n) => /[.!?。！？\n]/u.test(this.words[n].parts.map(([text]) => text).join(""));
+    const ends = (n) => /[.!?。！？]/u.test(this.words[n].parts.map(([text]) => text).join("")) || this.words[n + 1]?.space.includes("\n");
     let a = i, b = i;
     while (a > 0 && !ends(a - 1)) a--;
     while (b < this.words.length - 1 && !ends(b)) b++;
@@ -147,7 +145,7 @@ export class Words {
 
 // The words of `output` between what both begin with and what both end with: [first, last] of them, or null.
 export function differing(output, other) {
-  const a = wordsOf(output, []).map((w) => w.parts.map(([t]) => t).join("").trim()), b = wordsOf(other, []).map((w) => w.parts.map(([t]) => t).join("").trim());
+  const [a, b] = [output, other].map((text) => wordsOf(text, []).map((word) => word.parts[0][0]));
   let head = 0, tail = 0;
   while (head < a.length && head < b.length && a[head] === b[head]) head++;
   while (tail < a.length - head && tail < b.length - head && a[a.length - 1 - tail] === b[b.length - 1 - tail]) tail++;
