@@ -1,20 +1,36 @@
-"""Progress of long work: one bar with an estimate of the time left, on stderr, or nothing when quiet."""
+"""Progress of long work: one bar with an estimate of the time left, on stderr, or nothing when quiet; or to a listener,
+such as a page that shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+Listener = Callable[[str, float, float], None]
+"""Called with what is being done, how much of it is done, and how much there is; for a note, with it and 0 of 0."""
+
 _quiet: ContextVar[bool] = ContextVar("headwater_quiet", default=False)
+_listener: ContextVar[Listener | None] = ContextVar("headwater_listener", default=None)
 
 
 def set_quiet(quiet: bool) -> None:
     """Turns bars and notes off (or on) for the current context, threads started later included."""
     _quiet.set(quiet)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Bars and notes of the block go to the listener and nowhere else, quiet or not."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Bar:
@@ -36,9 +52,39 @@ class Bar:
             self._progress.update(self._task, description=text)  # type: ignore[arg-type]
 
 
+class _Heard(Bar):
+    """A bar that only tells a listener."""
+
+    def __init__(self, listener: Listener, text: str, total: float, scale: float = 1.0) -> None:
+        super().__init__(None, 0, scale)
+        self._listener, self._total = listener, total
+        self._at: list[Any] = [text, 0.0]
+        self._tell()
+
+    def scaled(self, scale: float) -> Bar:
+        same = _Heard.__new__(_Heard)
+        same.__dict__.update(self.__dict__, _scale=self._scale * scale)
+        return same
+
+    def advance(self, amount: float = 1) -> None:
+        self._at[1] += amount * self._scale
+        self._tell()
+
+    def describe(self, text: str) -> None:
+        self._at[0] = text
+        self._tell()
+
+    def _tell(self) -> None:
+        self._listener(self._at[0], self._at[1], self._total)
+
+
 @contextmanager
 def bar(description: str, total: float) -> Iterator[Bar]:
     """Shows a bar while the block runs; silent when quiet."""
+    listener = _listener.get()
+    if listener is not None:
+        yield _Heard(listener, description, total)
+        return
     if _quiet.get():
         yield Bar(None, 0)
         return
@@ -56,7 +102,10 @@ def bar(description: str, total: float) -> Iterator[Bar]:
 
 def note(text: str) -> None:
     """One line on stderr for what the user should know and did not ask; silent when quiet."""
-    if not _quiet.get():
+    listener = _listener.get()
+    if listener is not None:
+        listener(text, 0, 0)
+    elif not _quiet.get():
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 

@@ -454,7 +454,7 @@ class Scores:
         if not (path / WORDS).exists():
             return found
         record = json.loads((path / WORDS).read_text("utf-8")).get(method, [])
-        return replace(found, words={(one["target"], one["row"]): _row_words(one) for one in record})
+        return replace(found, words={(one["target"], one["row"]): row_words(one) for one in record})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -475,7 +475,8 @@ def _words_record(scores: Scores) -> list[dict[str, Any]]:
     return [{"target": r, "row": row} | asdict(words) for (r, row), words in scores.words.items()]
 
 
-def _row_words(record: Mapping[str, Any]) -> RowWords:
+def row_words(record: Mapping[str, Any]) -> RowWords:
+    """The words of a row, from JSON values."""
     asked = [Asked(query=a["query"], side=a["side"], words=_pairs(a["words"])) for a in record["asked"]]
     return RowWords(words=_pairs(record["words"]), asked=tuple(asked))
 

@@ -68,7 +68,7 @@ def trace_index(
         HeadwaterError: one line for anything that the caller can mend.
     """
     check_methods(methods, queries)
-    run = _run(index, run)
+    run = run_of(index, run)
     stored_rank = index.config["compute"]["rank"]
     plans = [planned(method, run, stored_rank) for method in methods]
     check_words(words, methods, plans)
@@ -82,7 +82,7 @@ def trace_index(
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
     for method, plan in zip(methods, plans, strict=True):
-        _check_plan(method.name, plan, stored_rank)
+        check_stored(method.name, plan, stored_rank)
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
     stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}
@@ -107,7 +107,7 @@ def trace_index(
     return answers
 
 
-def _check_plan(name: str, plan: Plan, rank: int) -> None:
+def check_stored(name: str, plan: Plan, rank: int) -> None:
     """Raises UsageError where an index holds other gradients than a method needs."""
     if not isinstance(plan, GradientPlan):
         return
@@ -386,9 +386,25 @@ def _combined(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) ->
     return out
 
 
-def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
-    """The models of the index, where they lie now; refuses models that have changed."""
-    records = [dict(record) for record in index.config["checkpoints"]]
+def run_of(index: Index, given: TrainingRun | None = None) -> TrainingRun:
+    """The models of an index, where they lie now.
+
+    Args:
+        given: the models, where they lie elsewhere than when the index was built.
+
+    Raises:
+        ModelError: a model that is missing or has changed. UsageError: another number of models.
+    """
+    return run_of_record(index.config, str(index.folder), given)
+
+
+def run_of_record(config: Mapping[str, Any], place: str, given: TrainingRun | None = None) -> TrainingRun:
+    """The models that a configuration names (of an index, or of a trace), as `run_of`.
+
+    Args:
+        place: what was made from them, for the message of an error.
+    """
+    records = [dict(record) for record in config["checkpoints"]]
     prints = [record.pop("fingerprint") for record in records]
     if given is None:
         found = [Checkpoint(**record) for record in records]
@@ -396,13 +412,13 @@ def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
         given = TrainingRun(
             checkpoints=tuple(c for c in found if c is not base),
             base=base,
-            quantization=index.config["quantization"],
+            quantization=config["quantization"],
         )
         for checkpoint in found:
             if not Path(checkpoint.location).exists() and checkpoint.revision is None:
                 raise ModelError(
                     f"{checkpoint.location} is not there",
-                    expected=f"the model {checkpoint.name} that {index.folder} was built from",
+                    expected=f"the model {checkpoint.name} that {place} was made from",
                     cause="it was moved",
                     fix="say where it is now with --checkpoints and --base",
                 )
@@ -410,16 +426,16 @@ def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
     if len(now) != len(records):
         raise UsageError(
             f"{len(now)} models",
-            expected=f"the {len(records)} that the index was built from: {', '.join(r['name'] for r in records)}",
+            expected=f"the {len(records)} that {place} was made from: {', '.join(r['name'] for r in records)}",
             fix="give the same --checkpoints and --base, or none",
         )
     for checkpoint, record, fingerprint in zip(now, records, prints, strict=True):
         if checkpoint.fingerprint() != fingerprint:
             raise ModelError(
-                f"{checkpoint.location} is not the {record['name']} that {index.folder} was built from",
+                f"{checkpoint.location} is not the {record['name']} that {place} was made from",
                 expected="the same weights and tokenizer files",
                 cause="it was trained again, or replaced",
-                fix="build the index again, or give the models it was built from",
+                fix="make it again, or give the models it was made from",
             )
     named = [replace(checkpoint, name=record["name"]) for checkpoint, record in zip(now, records, strict=True)]
     tuned = len(given.checkpoints)

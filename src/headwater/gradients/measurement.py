@@ -91,7 +91,7 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder) -> Sides:
         else:
             corrected_sides.append(len(encoded))
             encoded.append(encoder.query(query.prompt, query.corrected, span=corrected_span))
-    return Sides(tuple(encoded), tuple(outputs), tuple(corrected_sides), tuple(_targets(queries, names)))
+    return Sides(tuple(encoded), tuple(outputs), tuple(corrected_sides), tuple(targets_of(queries)))
 
 
 def _names(queries: Sequence[Query]) -> list[str]:
@@ -102,7 +102,13 @@ def _names(queries: Sequence[Query]) -> list[str]:
     return names
 
 
-def _targets(queries: Sequence[Query], names: Sequence[str]) -> list[Target]:
+def targets_of(queries: Sequence[Query]) -> list[Target]:
+    """What is answered for: every query, then every group.
+
+    Raises:
+        DataError: two queries of one name, or a group named like a query.
+    """
+    names = _names(queries)
     targets = [Target(name=name, kind="query", members=(q,)) for q, name in enumerate(names)]
     groups: dict[str, list[int]] = {}
     for q, query in enumerate(queries):

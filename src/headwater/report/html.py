@@ -51,12 +51,25 @@ def write_report(
     Raises:
         DataError: the answers are not about the same queries and rows. UsageError: top is below 1.
     """
+    path = Path(folder) / REPORT
+    write_whole(path, render_report(scores, others=others, top=top, culprits=culprits).encode("utf-8"))
+    return path
+
+
+def render_report(
+    scores: Scores,
+    *,
+    others: Sequence[Scores] = (),
+    top: int = 100,
+    culprits: Mapping[str, set[str]] | None = None,
+) -> str:
+    """The page itself, as `write_report` writes it."""
     if top < 1:
         raise UsageError(f"top={top}", expected="at least 1 row", fix="leave it out")
     methods = [scores, *others]
     contents = page_contents(methods, top=top, culprits=culprits)
     style, script = _text("report.css"), _bundle("report.js")
-    page = _template().render(
+    return _template().render(
         title=_title(contents),
         policy="; ".join(
             (
@@ -76,9 +89,6 @@ def write_report(
         provenance=[(visible(key), visible(value)) for key, value in flattened(_provenance(methods))],
         command=_command(scores.provenance),
     )
-    path = Path(folder) / REPORT
-    write_whole(path, page.encode("utf-8"))
-    return path
 
 
 def embedded(contents: Any) -> str:
