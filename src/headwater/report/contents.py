@@ -23,7 +23,6 @@ from headwater.report.visible import visible
 from headwater.scores import STANDS_OUT, RowWords, Scores
 from headwater.significance import LEVEL
 
-BINS = 60
 SEPARATORS = "|~^`§¶\x7f"
 """What may stand between a text's pieces: the first that occurs in no text. The last one is never visible."""
 TEXT_BUDGET = 500_000
@@ -201,7 +200,7 @@ def answer_head(ranking: Ranking, guilty: set[int]) -> dict[str, Any]:
         "threshold": None if threshold is None else short(threshold),
         "low": short(float(ranking.rising_N[0])),
         "high": short(float(ranking.rising_N[-1])),
-        "bins": ranking.bins(BINS),
+        "bins": ranking.bins,
         "found": sum(1 for n in first if n in guilty),
         "weights": [short(ranking.weights.get(name, 0.0)) for name in terms(ranking.scores)],
     }
@@ -296,19 +295,14 @@ def _shortened(example: Example, budget: int) -> tuple[str, str, tuple[int, int]
 
 def _twins(scores: Scores, shown: set[int]) -> list[dict[str, Any]]:
     """Groups of rows with the same content, of which at least one is shown."""
-    if not scores.train.duplicates:
-        return []
-    groups: dict[str, list[int]] = {}
-    for n, example in enumerate(scores.train):
-        groups.setdefault(example.content_hash, []).append(n)
     return [
         {
             "count": len(group),
             "rows": [n for n in group if n in shown],
             "ids": [visible(scores.train[n].id) for n in group[:TWINS_NAMED]],
         }
-        for group in groups.values()
-        if len(group) > 1 and shown.intersection(group)
+        for group in scores.train.twins
+        if shown.intersection(group)
     ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from headwater.scores import STANDS_OUT, Scores, out_sentence, robust_deviations, stands_out
 
+BINS = 60
 SHARED = (10, 100)
 """Of so many first rows it is said how many two methods share."""
 
@@ -120,16 +121,17 @@ class Ranking:
             return count
         return max(int(self.rank_N[row]) - 1, round(count / len(self._usual_rising) * self.scores.rows))
 
-    def bins(self, count: int) -> list[int]:
-        """How many scores lie in each of `count` equal parts from the lowest to the highest; one part where they do
+    @cached_property
+    def bins(self) -> list[int]:
+        """How many scores lie in each of BINS equal parts from the lowest to the highest; one part where they do
         not spread."""
         low, high = float(self.rising_N[0]), float(self.rising_N[-1])
         width = high - low
         if not np.isfinite(width) or width <= 1e-12 * max(abs(low), abs(high)):
             return [len(self._usual)]
         inside = np.clip(self._usual, low, high)
-        bin_N = np.minimum(((inside - low) / width * count).astype(np.int64), count - 1)
-        return [int(number) for number in np.bincount(bin_N, minlength=count)]
+        bin_N = np.minimum(((inside - low) / width * BINS).astype(np.int64), BINS - 1)
+        return [int(number) for number in np.bincount(bin_N, minlength=BINS)]
 
     @cached_property
     def _fractional_N(self) -> np.ndarray:

@@ -275,9 +275,11 @@ class Views:
 
     @cached_property
     def _twin_N(self) -> np.ndarray:
-        """Number of each row's content: equal for identical rows."""
-        known: dict[str, int] = {}
-        return np.fromiter((known.setdefault(row.content_hash, len(known)) for row in self._train), np.int64)
+        """Number of the first row with each row's content [N]."""
+        twin_N = np.arange(len(self._train))
+        for group in self._train.twins:
+            twin_N[list(group)] = group[0]
+        return twin_N
 
     def _facet(self, name: str) -> Any:
         for facet in self._answers.opened.facets:
