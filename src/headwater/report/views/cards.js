@@ -36,8 +36,8 @@ export function card(row, context, { twin, again, open } = {}) {
     number("", "percentile", row.percentile),
     number("", "deviations", signed(row.deviations, 1), row.q != null ? `q ${row.q < 0.001 ? "< 0.001" : row.q.toFixed(3)}` : null),
     context.terms.length > 0 && bars(row, context),
-    row.ranks.length > 0 && el("dl", { class: "others" }, el("span", { class: "what" }, "rank under other methods"),
-      ...row.ranks.map(([name, rank]) => el("div", {}, el("dt", { title: name }, name), el("dd", {}, rank == null ? "–" : grouped(rank))))));
+    row.ranks.length > 0 && el("div", { class: "others" }, el("span", { class: "what" }, "rank under other methods"),
+      el("dl", {}, ...row.ranks.map(([name, rank]) => el("div", {}, el("dt", { title: name }, name), el("dd", {}, rank == null ? "–" : grouped(rank)))))));
 }
 
 function nameLine(row, context) {

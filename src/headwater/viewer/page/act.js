@@ -6,7 +6,9 @@ import { showJob } from "./progress.js";
 import { grow } from "./question.js";
 import { differing, wordsOf } from "./words.js";
 
-const FILES = [["marks.jsonl", "Marked rows, JSONL", false], ["rows.csv", "Rows listed, CSV", true], ["rows.jsonl", "Rows listed, JSONL", true], ["report.html", "Report, HTML", true]];
+// [file, text, for which it is there: marks of an action, or an answer]
+const FILES = [["drop.jsonl", "Rows to drop, JSONL", "drop"], ["fix.jsonl", "Rows to correct, JSONL", "fix"], ["rows.csv", "Rows listed, CSV", "answer"],
+  ["rows.jsonl", "Rows listed, JSONL", "answer"], ["report.html", "Report, HTML", "answer"]];
 
 export class Act {
   /* changed(): the marks are others; query(): parameters of what is shown, or null; answer(): id; told(text); failed(fault) */
@@ -76,10 +78,10 @@ export class Act {
 
   // ---- exports -----------------------------------------------------------------------------------------------------
   drawExports() {
-    const query = this.on.query(), marked = Object.keys(this.marks).length;
-    byId("act").hidden = !marked && !query;
-    byId("exports").replaceChildren(el("span", { class: "muted" }, "Export"), ...FILES.filter(([, , shown]) => (shown ? query : marked)).map(([file, text, shown]) => {
-      const parts = file === "report.html" ? `?answer=${encodeURIComponent(query.get("answer"))}` : shown ? `?${query}` : "";
+    const query = this.on.query(), actions = new Set(Object.values(this.marks).map(({ action }) => action));
+    byId("act").hidden = !actions.size && !query;
+    byId("exports").replaceChildren(el("span", { class: "muted" }, "Export"), ...FILES.filter(([, , needs]) => (needs === "answer" ? query : actions.has(needs))).map(([file, text, needs]) => {
+      const parts = file === "report.html" ? `?answer=${encodeURIComponent(query.get("answer"))}` : needs === "answer" ? `?${query}` : "";
       return el("a", { class: "button", href: `/api/export/${file}${parts}`, download: file }, text);
     }));
   }

@@ -2,7 +2,7 @@
 import { button, byId, debounced, el } from "./views/dom.js";
 import { cancel, finished, post } from "./api.js";
 import { showJob } from "./progress.js";
-import { Words, differing, shadeTold } from "./words.js";
+import { Words, differing, shadeTold, visible } from "./words.js";
 
 const WAIT = 400; // milliseconds of quiet after which the rows are asked for
 
@@ -166,7 +166,7 @@ export class Question {
     this.words.show(this.output || "", this.tokens.filter(Boolean));
     byId("shade-told").textContent = this.tokens.length ? shadeTold[this.words.shade] : "";
     byId("pick-diff").disabled = !byId("corrected").value.trim() || !this.output;
-    byId("picked").textContent = this.span === "diff" ? "measured: the words that differ" : this.span ? `measured: “${[...this.output].slice(...this.span).join("")}”` : "measured: the whole answer";
+    byId("picked").textContent = this.span === "diff" ? "measured: the words that differ" : this.span ? `measured: “${visible([...this.output].slice(...this.span).join(""))}”` : "measured: the whole answer";
   }
 
   // ---- marking -----------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ export class See {
     this.drawLeaning();
     this.drawHistogram();
     this.sliders.show(this.method, this.view.weights || answer.weights);
-    byId("weights").hidden = !this.method.terms.length;
+    byId("weights").hidden = !this.method.terms.length || this.method.reweighs?.able === false;
     this.drawRows(methods);
     this.drawGroups();
     this.on.changed(this.view);

@@ -5,6 +5,9 @@ of other characters. */
 import { el } from "./views/dom.js";
 import { minus } from "./views/numbers.js";
 
+// The output comes as it is, so that it can be asked about again; shown, nothing in it turns the direction of the page.
+export const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))).replace(/[\u007f-\u009f\u202a-\u202e\u2066-\u2069]|\p{Cs}/gu, "\ufffd");
+
 const WORD = /(\s*)((?:[\p{L}\p{N}\p{M}]+(?:['’.,:-][\p{L}\p{N}\p{M}]+)*|[^\s\p{L}\p{N}\p{M}]+)|$)/gu;
 
 export function wordsOf(output, tokens) {
@@ -60,10 +63,10 @@ export class Words {
   }
 
   part(text, token) {
-    if (!token) return text;
+    if (!token) return visible(text);
     const level = shades[this.shade](token);
     const kind = this.shade === "likely" ? "odd" : level > 0 ? "towards" : "away";
-    return el("span", { class: level ? `${kind}-${Math.abs(level)}` : null, title: told(token) }, text);
+    return el("span", { class: level ? `${kind}-${Math.abs(level)}` : null, title: told(token) }, visible(text));
   }
 
   select(range) {
