@@ -56,7 +56,7 @@ def write_trace(folder: Path, rows: int) -> Path:
     names = ["base", *(f"checkpoint-{n}" for n in range(1, CHECKPOINTS + 1))]
     terms = {name: (shared + 0.5 * chance.standard_normal((1, rows))).astype(np.float32) for name in names}
     given: dict[str, Any] = {"queries": [query], "targets": targets_of([query]), "train": train}
-    weights = {name: 1 / CHECKPOINTS for name in names[1:]} | {"base": -0.3}
+    weights = dict.fromkeys(names[1:], 1 / CHECKPOINTS) | {"base": -0.3}
     dda = Scores.combine("dda", terms, weights, **given)
     bm25 = Scores.combine("bm25", {"text": np.maximum(0, chance.standard_normal((1, rows)))}, {"text": 1.0}, **given)
     (folder / "trace").mkdir()
@@ -151,8 +151,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# The viewer's speed",
         "",
-        f"{found['rows']:,} rows, {CHECKPOINTS} checkpoints and the base; {found['machine']}. What is measured: the head of "
-        "benchmarks/viewer_speed.py.",
+        f"{found['rows']:,} rows, {CHECKPOINTS} checkpoints and the base; {found['machine']}. What is measured: the "
+        "head of benchmarks/viewer_speed.py.",
         "",
         "| what | median | slowest |",
         "| --- | --- | --- |",

@@ -346,8 +346,6 @@ async def _words(viewer: Viewer, name: str, body: Mapping[str, Any]) -> JSONResp
     if own and (target, row) in scores.words:
         return JSONResponse({"words": words_record(scores.words[target, row])})
     asked = _asked_method(viewer, name, scores.method)
-    if scores.method != asked.label:
-        raise UsageError(f"words of {scores.method}", expected="a method of gradients", fix="choose another method")
     task = {
         "queries": viewer.answers.question(name)["queries"],
         "name": asked.name,
@@ -367,7 +365,11 @@ async def _words(viewer: Viewer, name: str, body: Mapping[str, Any]) -> JSONResp
 
 
 def _asked_method(viewer: Viewer, name: str, label: str) -> Asked:
-    """The method behind a label, with its options: of an opened trace, as it was traced."""
+    """The method behind a label, with its options: of an opened trace, as it was traced.
+
+    Raises:
+        UsageError: it has a name of its own, so that it is not known how it was made.
+    """
     for record in viewer.answers.question(name).get("methods", []):
         if Asked.of(record).label == label:
             return Asked.of(record)
@@ -375,7 +377,9 @@ def _asked_method(viewer: Viewer, name: str, label: str) -> Asked:
         for record in viewer.opened.manifest["provenance"].get("methods", []):
             if record["name"] == label:
                 return Asked(name=label, options=traced_options(record))
-    return Asked.of(label)
+    raise UsageError(
+        f"words of {label}", expected="a method of the table", cause="a name of its own", fix="add a method by its name"
+    )
 
 
 def traced_options(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +103,7 @@ class Jobs:
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
         self._message: str | None = None
         self._ready = False
         self._count = 0
@@ -189,6 +191,8 @@ class Jobs:
         if process is not None:
             process.kill()
             process.wait()
+            if self._reader is not None:
+                self._reader.join(1)
 
     def _insist(self, job: Job) -> None:
         if job.state == "running" and self._process is not None:
@@ -221,7 +225,8 @@ class Jobs:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, args=(self._process, loop), daemon=True).start()
+        self._reader = threading.Thread(target=self._listen, args=(self._process, loop), daemon=True)
+        self._reader.start()
         self._send({"place": place_record(self._place)})
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -234,14 +239,15 @@ class Jobs:
 
     def _listen(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: what a worker says, and its end."""
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
+        assert process.stdout is not None and process.stdin is not None
+        with process.stdout as said, suppress(RuntimeError):  # the loop is closed: the server ends
+            for line in said:
                 loop.call_soon_threadsafe(self._heard, process, json.loads(line))
-            code = process.wait()
+        code = process.wait()
+        with suppress(OSError):
+            process.stdin.close()
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._died, process, code)
-        except RuntimeError:
-            pass  # the loop is closed: the server ends
 
     def _heard(self, process: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
         if process is not self._process:
