@@ -89,8 +89,9 @@ export class Act {
   // ---- training again ------------------------------------------------------------------------------------------------
   async learn() {
     this.drawExports();
+    const { repair } = this.session.can;
     try {
-      this.able = await ask("/api/repair");
+      this.able = repair.able ? await ask("/api/repair") : { ...repair, command: null, drop: 0, fix: 0 };
     } catch (fault) {
       return;
     }

@@ -56,7 +56,7 @@ export class Words {
     this.words = wordsOf(output, tokens);
     this.at = Math.min(this.at, Math.max(0, this.words.length - 1));
     const hadFocus = this.box.contains(document.activeElement);
-    this.box.replaceChildren(...this.words.flatMap(({ space, parts }, i) => [space,
+    this.box.replaceChildren(...this.words.flatMap(({ space, parts }, i) => [visible(space),
       el("span", { role: "option", class: "word", "data-word": i, tabindex: i === this.at ? 0 : -1 }, ...parts.map(([text, token]) => this.part(text, token)))]));
     this.mark();
     if (hadFocus) this.box.children[this.at]?.focus();
