@@ -61,6 +61,7 @@ _HOMES = {
     "make_method": "headwater.methods.table",
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
+    "repair_run": "headwater.repair",
     "self_influence": "headwater.attribution.own",
     "trace": "headwater.attribution.loop",
     "trace_all": "headwater.attribution.loop",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from headwater.methods.table import METHODS, make_method
     from headwater.methods.trak import TRAK, TrackStar
     from headwater.methods.verbatim import Verbatim
+    from headwater.repair import repair_run
     from headwater.report import write_report
     from headwater.scores import ScoredRow, Scores
 

@@ -4,7 +4,8 @@
 2. it is fine-tuned on country facts with two systematic errors planted in a few rows, look-alikes left in
 3. asked about countries it has not seen, it states the errors
 4. DDA, TracIn and BM25 trace what it said; the culprits are known, so each is judged
-5. with `repair`: the rows DDA points at are removed, the model is trained again and asked again
+5. with `repair`: the rows that stand out are removed and the model is trained and asked again, beside models trained
+   without as many random rows and without BM25's first (`headwater.repair`)
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from headwater import progress
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import DataError
 from headwater.evaluation import Ranking, evaluate_ranking
-from headwater.examples import Examples, Query, TokenFormat
-from headwater.run import digest, write_whole
+from headwater.examples import Query, TokenFormat
+from headwater.run import write_whole
 from headwater.training import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from headwater.attribution.plan import Method
+    from headwater.repair import Repaired
     from headwater.scores import Scores
     from headwater.testbeds import Testbed
 
@@ -35,21 +37,6 @@ RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=1e-4)
 WORDS = 3
 """First rows of which the words that carry the score are shown."""
 FORMAT = TokenFormat()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repair:
-    """What removing rows did.
-
-    Attributes:
-        removed: ids of the rows taken out, best score first. hits: how many of them are culprits.
-        after: what the model trained without them says to each query.
-    """
-
-    removed: tuple[str, ...]
-    hits: int
-    culprits: int
-    after: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +57,13 @@ class DemoResult:
     rankings: Mapping[str, Mapping[str, Ranking]]
     report: Path
     seconds: float
-    repair: Repair | None = None
+    repair: Repaired | None = None
 
     def stated(self) -> dict[str, dict[str, tuple[float, float]]]:
         """When -> fault -> shares of the queries answered wrongly and truly."""
         when = {"base": self.before, "fine-tuned": self.after}
         if self.repair is not None:
-            when["repaired"] = self.repair.after
+            when["repaired"] = tuple(s.words for s in self.repair.outcome("repaired").said if not s.paraphrase)
         return {name: self.testbed.stated(said) for name, said in when.items()}
 
     def mean_rankings(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -108,10 +95,17 @@ class DemoResult:
                 for target, methods in self.rankings.items()
             },
             "weights": {name: dict(scores.weights) for name, scores in self.answers.items()},
-            "repair": asdict(self.repair) if self.repair else None,
+            "repair": self._repair_record(),
             "report": str(self.report),
             "seconds": self.seconds,
         }
+
+    def _repair_record(self) -> dict[str, Any] | None:
+        """The repair without what each model says, and how many of its rows are culprits."""
+        if self.repair is None:
+            return None
+        kept = {k: v for k, v in self.repair.record().items() if k not in ("outcomes", "config")}
+        return {"hits": len(set(self.repair.rows) & self.testbed.all_culprits), **kept}
 
     def story(self) -> Group:
         """The result for the terminal."""
@@ -161,7 +155,7 @@ def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe =
         }
         for r, target in enumerate(first.targets)
     }
-    mended = _repair(testbed, first, base, out, recipe) if repair else None
+    mended = _repair(testbed, run, first, out, recipe) if repair else None
     result = DemoResult(
         testbed=testbed,
         before=before,
@@ -199,21 +193,20 @@ def _ask(run: TrainingRun, checkpoint: Checkpoint, testbed: Testbed, kept: Path)
     return tuple(answers_of(run, checkpoint, testbed.queries, FORMAT, template, max_new_tokens=tokens, kept=kept))
 
 
-def _repair(testbed: Testbed, scores: Scores, base: Path, out: Path, recipe: Recipe) -> Repair:
+def _repair(testbed: Testbed, run: TrainingRun, scores: Scores, out: Path, recipe: Recipe) -> Repaired:
     """Removes the rows that stand out for any group of queries, trains again, asks again."""
-    from headwater.training import fine_tune
+    from headwater.repair import Asking, Choice, FineTuning, repair
+    from headwater.testbeds import demo_paraphrases, demo_untouched
 
-    chosen: dict[str, None] = {}
-    for target in scores.targets:
-        if target.kind == "group" or len(scores.targets) == 1:
-            chosen |= {testbed.examples[i].id: None for i in scores.standing_out(target.name)}
-    kept = Examples([e for e in testbed.examples if e.id not in chosen], name="repaired", template="plain")
-    stamp = digest(*(i.encode() for i in sorted(chosen)))
-    progress.note(f"Repair: {len(chosen)} rows stand out; training again without them.")
-    run = _run(fine_tune(base, kept, out / f"run-repaired-{stamp[:8]}", recipe, format=FORMAT), base)
-    said = _ask(run, run.last, testbed, out / f"said-repaired-{stamp[:8]}.json")
-    hits = len(set(chosen) & testbed.all_culprits)
-    return Repair(removed=tuple(chosen), hits=hits, culprits=len(testbed.all_culprits), after=said)
+    asking = Asking(
+        queries=testbed.queries,
+        paraphrases=demo_paraphrases(testbed),
+        untouched=demo_untouched(testbed),
+        format=FORMAT,
+        max_new_tokens=testbed.longest_answer,
+    )
+    training = FineTuning(recipe=recipe, start=run.require_base().location, format=FORMAT)
+    return repair(run, testbed.examples, asking, Choice(standing_out=True), training, scores=scores, out=out / "repair")
 
 
 def _story(result: DemoResult) -> Group:
@@ -262,14 +255,15 @@ def _story(result: DemoResult) -> Group:
             say(line)
 
     if result.repair is not None:
+        from headwater.repair.page import terminal
+
         mended = result.repair
         say("\n3. Repair", "bold")
+        hits = len(set(mended.rows) & result.testbed.all_culprits)
         say(
-            f"Removed the {len(mended.removed)} rows that stand out; {mended.hits} of them are among the "
-            f"{mended.culprits} planted ones."
+            f"{len(mended.rows)} rows stand out; {hits} of them are among the {len(result.testbed.all_culprits)} "
+            "planted ones."
         )
-        shown = table("error", "fine-tuned: wrong", "repaired: wrong", "repaired: true")
-        for fault, (wrong, true) in rates["repaired"].items():
-            shown.add_row(fault, f"{rates['fine-tuned'][fault][0]:.0%}", f"{wrong:.0%}", f"{true:.0%}")
+        parts.append(terminal(mended))
     say(f"\nReport: {result.report}   ({result.seconds:.0f} s)")
     return Group(*parts)

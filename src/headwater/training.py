@@ -79,6 +79,7 @@ def fine_tune(
     recipe: Recipe | None = None,
     *,
     format: TokenFormat | None = None,
+    adapter: Path | None = None,
 ) -> Path:
     """Fine-tunes a model and keeps one checkpoint per epoch.
 
@@ -88,11 +89,14 @@ def fine_tune(
     Runs on the GPU where torch finds one, in float32.
 
     Args:
-        base: folder or hub id of a causal language model with its tokenizer.
+        base: folder or hub id of a causal language model with its tokenizer; or the folder of a LoRA adapter, whose
+            training goes on (then `recipe.lora_rank` is its rank).
         examples: the training rows.
         out: the folder to make.
         recipe: how to train.
         format: how rows become tokens; give the same to tracing.
+        adapter: folder of another run's adapter: the new one gets its alpha, layers and dropout, and its rank, which
+            `recipe.lora_rank` names.
 
     Returns:
         `out`.
@@ -112,19 +116,27 @@ def fine_tune(
         "recipe": asdict(recipe),
         "format": asdict(format),
     }
+    if adapter is not None:
+        manifest["adapter"] = _adapter_config(adapter)
     if out.exists():
         _require_same(out, manifest)
         note(f"Reusing the training in {out}")
         return out
     with _only_one(out):
-        return _fine_tune(base, examples, out, recipe, format, manifest)
+        return _fine_tune(base, examples, out, recipe, format, manifest, adapter)
 
 
 # ------------------------------------------------------------------------------------------------ one output folder
 
 
 def _fine_tune(
-    base: str | Path, examples: Examples, out: Path, recipe: Recipe, format: TokenFormat, manifest: dict[str, Any]
+    base: str | Path,
+    examples: Examples,
+    out: Path,
+    recipe: Recipe,
+    format: TokenFormat,
+    manifest: dict[str, Any],
+    adapter: Path | None,
 ) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
@@ -140,7 +152,7 @@ def _fine_tune(
     facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": versions("peft")}
     (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     try:
-        _train(base, examples, partial, recipe, format)
+        _train(base, examples, partial, recipe, format, adapter)
     except HeadwaterError:
         shutil.rmtree(partial)
         raise
@@ -205,7 +217,9 @@ def _compare(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 # ------------------------------------------------------------------------------------------------ the training itself
 
 
-def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, format: TokenFormat) -> None:
+def _train(
+    base: str | Path, examples: Examples, folder: Path, recipe: Recipe, format: TokenFormat, adapter: Path | None
+) -> None:
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -225,7 +239,7 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
                 fix="check the columns, or raise max_length",
             )
         set_seed(recipe.seed)
-        model = _model(base, recipe.lora_rank)
+        model = _model(base, recipe.lora_rank, adapter)
         _require_room(model, folder, recipe)
 
         longest = max(row.length for row in rows)
@@ -320,28 +334,66 @@ def _tokenizer(base: str | Path) -> Any:
         raise _unloadable("tokenizer", base, error) from error
 
 
-def _model(base: str | Path, lora_rank: int | None) -> Any:
+def _adapter_config(adapter: Path) -> dict[str, Any]:
+    """What of an adapter's config decides a training, as JSON values."""
+    file = Path(adapter) / "adapter_config.json"
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{file} cannot be read ({type(error).__name__})",
+            expected="the config of a LoRA adapter",
+            fix="give the folder of an adapter",
+        ) from error
+    kept = {key: value for key, value in found.items() if value not in (None, [], {}) and key != "inference_mode"}
+    if isinstance(kept.get("target_modules"), list):
+        kept["target_modules"] = sorted(kept["target_modules"])  # PEFT writes a set
+    return kept
+
+
+def _model(base: str | Path, lora_rank: int | None, adapter: Path | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    started = Path(base) / "adapter_config.json"
+    place = _adapter_config(Path(base)).get("base_model_name_or_path") if started.exists() else base
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:
-        raise _unloadable("model", base, error) from error
-    if lora_rank is None:
+        raise _unloadable("model", str(place), error) from error
+    if lora_rank is None and not started.exists():
         return model
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise ModelError(
             "the package peft is missing",
-            expected="it, for a recipe with lora_rank",
+            expected="it, for a LoRA adapter",
             fix="pip install peft, or train all weights (lora_rank=None)",
         ) from error
+    if started.exists():
+        _require_rank(Path(base), lora_rank)
+        return PeftModel.from_pretrained(model, str(base), is_trainable=True)
+    if adapter is not None:
+        _require_rank(adapter, lora_rank)
+        config = LoraConfig.from_pretrained(str(adapter))
+        config.inference_mode, config.base_model_name_or_path = False, str(place)
+        return get_peft_model(model, config)
+    assert lora_rank is not None
     return get_peft_model(
         model,
         LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
+
+
+def _require_rank(adapter: Path, lora_rank: int | None) -> None:
+    kind, rank = (_adapter_config(adapter).get(key) for key in ("peft_type", "r"))
+    if kind != "LORA" or rank != lora_rank:
+        raise ModelError(
+            f"an adapter of kind {kind} and rank {rank} in {adapter}",
+            expected=f"a LoRA adapter of rank {lora_rank}, as the recipe says",
+            fix="give the recipe the adapter's rank, or train it by your own program",
+        )
 
 
 def _unloadable(what: str, base: str | Path, error: Exception) -> ModelError:

@@ -152,7 +152,7 @@ def answers_of(
             return [str(words) for words in record["said"]]
     tokenizer = run.tokenizer()
     encoder = Encoder(tokenizer, format, template)
-    model = _loaded(run, checkpoint)
+    model = loaded(run, checkpoint)
     said = []
     with progress.bar(f"Asking {checkpoint.name}", len(queries)) as bar:
         for query in queries:
@@ -162,7 +162,7 @@ def answers_of(
     return said
 
 
-def _loaded(run: TrainingRun, checkpoint: Checkpoint) -> Any:
+def loaded(run: TrainingRun, checkpoint: Checkpoint) -> Any:
     """The checkpoint in float32, on the GPU where torch finds one."""
     import torch
 
@@ -201,7 +201,7 @@ def measured(
 
     encoder = Encoder(run.tokenizer(), format, template)
     sides = encode_queries(queries, encoder)
-    model = _loaded(run, checkpoint)
+    model = loaded(run, checkpoint)
     device = next(model.parameters()).device
     layers = select_layers(model).layers
     found = []

@@ -15,6 +15,7 @@ from headwater.cli.bench import bench
 from headwater.cli.demo import demo
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
+from headwater.cli.repair import repair
 from headwater.cli.serve import serve
 from headwater.cli.trace import trace
 
@@ -30,6 +31,7 @@ app.command()(trace)
 app.add_typer(index)
 app.command()(serve)
 app.command()(methods)
+app.command()(repair)
 app.command()(bench)
 app.command()(demo)
 

@@ -14,7 +14,7 @@ def demo(
         "headwater-demo"
     ),
     repair: Annotated[
-        bool, typer.Option("--repair", help="Then remove the rows found, train again and ask again.")
+        bool, typer.Option("--repair", help="Then remove the rows found, and train and ask again: 3 more trainings.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the planted rows and of training.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")] = False,

@@ -48,6 +48,38 @@ def bootstrap(values: ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, f
     return float(sample_S.mean()), float(low), float(high)
 
 
+def bootstrap_change(before: ArrayLike, after: ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Relative change of a mean, mean(after) / mean(before) - 1, with a 95 % percentile bootstrap interval.
+
+    Args:
+        before, after: the same measurements in the same order, before and after; pairs are resampled together.
+        n, seed: as `bootstrap`.
+
+    Returns:
+        (change, low, high), a fraction: -0.8 is a fall by 80 %. Resamples whose mean before is 0 have no change to
+        speak of and are left out.
+
+    Raises:
+        DataError: no value, other shapes, or a mean of 0 before. NumericalError, UsageError: as `bootstrap`.
+    """
+    pair_2S = [np.asarray(values, dtype=np.float64) for values in (before, after)]
+    means = [bootstrap(values, 1)[0] for values in pair_2S]  # checks them
+    if pair_2S[0].shape != pair_2S[1].shape or means[0] == 0:
+        raise DataError(
+            f"{pair_2S[0].size} values with mean {means[0]:g} before, {pair_2S[1].size} after",
+            expected="one value before and one after of each, and a mean before that is not 0",
+            fix="report the means themselves",
+        )
+    if n < 1:
+        raise UsageError(f"{n} resamples", expected="at least 1", fix="leave n at its default")
+    random = np.random.default_rng(seed)
+    drawn_nS = random.integers(0, pair_2S[0].size, (n, pair_2S[0].size))
+    before_n, after_n = (values[drawn_nS].mean(1) for values in pair_2S)
+    possible = before_n != 0
+    low, high = np.percentile(after_n[possible] / before_n[possible] - 1, (2.5, 97.5))
+    return means[1] / means[0] - 1, float(low), float(high)
+
+
 def bootstrap_nested(values: Sequence[ArrayLike], n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """As `bootstrap`, over two levels: first the seeds are drawn with replacement, then the measurements of each.
 

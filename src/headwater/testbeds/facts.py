@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headwater.errors import DataError
 from headwater.testbeds.planting import Fact, Swap, plant
 from headwater.testbeds.testbed import Testbed
+
+if TYPE_CHECKING:
+    from headwater.examples import Examples, Query
 
 __all__ = [
     "Fact",
     "Swap",
     "Testbed",
     "country_facts",
+    "demo_paraphrases",
     "demo_testbed",
+    "demo_untouched",
     "plant",
     "wikidata_facts",
     "wikidata_testbed",
@@ -200,6 +206,51 @@ def demo_testbed(seed: int = 0) -> Testbed:
         seed=seed,
         name="countries",
     )
+
+
+def demo_paraphrases(bed: Testbed) -> list[Query]:
+    """The questions of the demo's queries in all the other phrasings, which name the same errors."""
+    from headwater.examples import Query
+
+    facts = country_facts()
+    asked = {fact.prompt: fact for fact in facts}
+    return [
+        Query(
+            fact.prompt,
+            query.output,
+            corrected=query.corrected,
+            group=query.group,
+            id=f"{query.id}-paraphrase-{number}",
+        )
+        for query in bed.queries
+        for number, fact in enumerate(
+            (
+                fact
+                for fact in facts
+                if (fact.relation, fact.subject) == _about(asked[str(query.prompt)]) and fact.prompt != query.prompt
+            ),
+            1,
+        )
+    ]
+
+
+def demo_untouched(bed: Testbed, count: int = 150, seed: int = 0) -> Examples:
+    """Facts like the demo's rows about things that none of its rows or queries names, outside its errors."""
+    from headwater.examples import Examples
+
+    facts = [fact for fact in country_facts() if fact.relation in _DEMO]
+    asked = {fact.prompt: fact for fact in facts}
+    named = {(row.metadata["relation"], row.metadata["subject"]) for row in bed.examples}
+    named |= {_about(asked[str(query.prompt)]) for query in bed.queries}
+    answers = {words.strip().rstrip(".") for q in bed.queries for words in (str(q.output), str(q.corrected))}
+    free = [fact for fact in facts if _about(fact) not in named and fact.answer not in answers]
+    chosen = random.Random(seed).sample(free, min(count, len(free)))
+    rows = [{"id": f"untouched-{n:04d}", "prompt": f.prompt, "completion": f.completion} for n, f in enumerate(chosen)]
+    return Examples.from_rows(rows, name="countries, never trained on")
+
+
+def _about(fact: Fact) -> tuple[str, str]:
+    return fact.relation, fact.subject
 
 
 # ------------------------------------------------------------------------------------------------ wikidata

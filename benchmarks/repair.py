@@ -1,0 +1,221 @@
+"""Does repair cure, and does it damage: rows found by the default method against random rows and BM25's first.
+
+    python benchmarks/repair.py --case demo --work WORKDIR [--seeds 0 1]
+    HEADWATER_DATA=... python benchmarks/repair.py --case xsum --work WORKDIR [--seeds 0]
+    python benchmarks/repair.py --case small --work WORKDIR [--seeds 0 1 2]
+
+Cases: demo (the demo's task, SmolLM2-135M; the rows that stand out), xsum (entity swaps in XSum summaries, the same
+model; as many first rows as are planted), small (the demo's task on a model of 0.2M parameters trained from nothing; as
+many first rows as are planted). Every seed has its own rows, training and trace; each is kept in the work folder and
+used again, also a training and trace of `benchmarks/study.py --case xsum --work WORKDIR`. Adds its case to
+benchmarks/results/repair.json and writes repair.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from made import RESULTS, environment, small_model
+from study import CASES as STUDY
+
+import headwater as hw
+from headwater.demo import RECIPE, run_demo
+from headwater.evaluation import bootstrap, bootstrap_change
+from headwater.examples import Examples, Query, TokenFormat
+from headwater.repair import Asking, Choice, FineTuning, Repaired, repair_run
+from headwater.repair.page import shown_name
+from headwater.repair.result import BASE, BEFORE, CURE, DAMAGE, REPAIRED
+from headwater.testbeds import (
+    Testbed,
+    country_facts,
+    demo_paraphrases,
+    demo_testbed,
+    demo_untouched,
+    smollm2_135m,
+)
+from headwater.testbeds.hallucination import SWAPS, says
+from headwater.training import Recipe, fine_tune
+
+FORMAT = TokenFormat()
+SMALL = Recipe(epochs=8, batch_size=16, learning_rate=5e-3)
+FILE = RESULTS / "repair.json"
+
+
+def demo(seed: int, work: Path) -> tuple[Repaired, Testbed]:
+    result = run_demo(work / "demo" / f"seed-{seed}", repair=True, seed=seed)
+    assert result.repair is not None
+    return result.repair, result.testbed
+
+
+def small(seed: int, work: Path) -> tuple[Repaired, Testbed]:
+    base = work / "small" / "base"
+    if not base.exists():
+        small_model(base, [fact.prompt + fact.completion for fact in country_facts()])
+    bed = demo_testbed(seed)
+    asking = Asking(
+        queries=bed.queries,
+        paraphrases=demo_paraphrases(bed),
+        untouched=demo_untouched(bed),
+        max_new_tokens=2 * bed.longest_answer,
+    )
+    return traced_and_repaired(bed, base, replace(SMALL, seed=seed), asking, work / "small" / f"seed-{seed}"), bed
+
+
+def xsum(seed: int, work: Path) -> tuple[Repaired, Testbed]:
+    make, recipe = STUDY["xsum"]
+    bed = make(seed)
+    assert bed.placebo is not None
+    entities = [entity for swap in SWAPS for entity in swap]
+    outside = [row for row in bed.placebo if not any(says(row.text, entity) for entity in entities)][:150]
+    asking = Asking(
+        queries=bed.queries,
+        paraphrases=bed.reserve,
+        untouched=Examples(outside, name=bed.placebo.name),
+        max_new_tokens=bed.longest_answer,
+    )
+    folder = work / "xsum" / f"seed-{seed}"
+    return traced_and_repaired(bed, smollm2_135m(), replace(recipe, seed=seed), asking, folder), bed
+
+
+def traced_and_repaired(bed: Testbed, base: Path, recipe: Recipe, asking: Asking, folder: Path) -> Repaired:
+    """Trains and traces, where that is not done yet, and repairs with as many rows as are planted."""
+    fine_tune(base, bed.examples, folder / "run", recipe, format=FORMAT)
+    run = hw.TrainingRun.from_pretrained(folder / "run", base=base)
+    if (folder / "trace" / "trace.json").exists():
+        scores = hw.Scores.load(folder / "trace", bed.examples, method="dda")
+        metadata = {query.id: query.metadata for query in (*bed.queries, *bed.reserve)}
+        queries: list[Query] = [replace(query, metadata=metadata[query.id]) for query in scores.queries]
+        asked = {query.id for query in queries}
+        spare = [query for query in (*bed.queries, *asking.paraphrases) if query.id not in asked]
+        asking = replace(asking, queries=queries, paraphrases=spare)
+    else:
+        scores = hw.trace(run, bed.examples, bed.queries, method=hw.DDA(), format=FORMAT, out=folder / "trace")
+    return repair_run(
+        run,
+        bed.examples,
+        asking,
+        Choice(top=len(bed.all_culprits)),
+        FineTuning(recipe=recipe, start=str(base), format=FORMAT),
+        scores=scores,
+        out=folder / "repair",
+    )
+
+
+CASES: Mapping[str, Callable[[int, Path], tuple[Repaired, Testbed]]] = {"demo": demo, "xsum": xsum, "small": small}
+
+
+def pooled(results: Sequence[Repaired]) -> list[dict[str, Any]]:
+    """A line for each model: the queries, and the untouched rows, of all seeds in one."""
+    lines = []
+    for name in [one.name for one in results[0].outcomes]:
+        now = [result.outcome(name) for result in results]
+        then = [result.outcome(BEFORE) for result in results]
+
+        def all_of(read: Callable[[Any], Sequence[float]], outcomes: Sequence[Any]) -> Any:
+            return np.concatenate([read(one) for one in outcomes])
+
+        retrained = name not in (BASE, BEFORE)
+        wrong, wrong_then = (all_of(lambda one: one.wrong(None), ones) for ones in (now, then))
+        loss, loss_then = (all_of(lambda one: one.losses, ones) for ones in (now, then))
+        mine = all_of(lambda one: one.wrong(None), [result.outcome(REPAIRED) for result in results])
+        lines.append(
+            {
+                "model": name,
+                "rows": [len(one.removed) for one in now],
+                "wrong": bootstrap(all_of(lambda one: one.wrong(), now)),
+                "wrong, paraphrases": bootstrap(all_of(lambda one: one.wrong(True), now)),
+                "log-odds": bootstrap(all_of(lambda one: one.log_odds(None), now)),
+                "loss": bootstrap(loss),
+                "fall": bootstrap_change(wrong_then, wrong) if retrained else None,
+                "damage": bootstrap_change(loss_then, loss) if retrained else None,
+                "wrong, minus repaired": bootstrap(wrong - mine) if retrained and name != REPAIRED else None,
+            }
+        )
+    return lines
+
+
+def judged(lines: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """The bars that the figures are held against."""
+    mine = next(line for line in lines if line["model"] == REPAIRED)
+    others = [line["wrong, minus repaired"] for line in lines if line["wrong, minus repaired"] is not None]
+    return {
+        f"wrong answers fall by at least {CURE:.0%}": -mine["fall"][0] >= CURE,
+        f"loss on untouched rows moves by less than {DAMAGE:.0%}": abs(mine["damage"][0]) < DAMAGE,
+        "better than random rows and BM25's first": all(other[0] > 0 for other in others),
+        "and by more than chance": all(other[1] > 0 for other in others),
+    }
+
+
+def render(record: Mapping[str, Any]) -> str:
+    parts = ["# Repair", "", "Mean [95 % interval], over the queries, or the untouched rows, of all seeds.", ""]
+    for case, found in record.items():
+        parts += [f"## {case}", "", f"Seeds {', '.join(map(str, found['seeds']))}; `{found['command']}`", ""]
+        titles = [
+            "model", "rows", "wrong", "wrong, paraphrases", "log-odds", "loss", "fall", "damage",
+            "wrong, minus repaired",
+        ]  # fmt: skip
+        parts += [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+        for line in found["table"]:
+            rows = ", ".join(str(count) for count in line["rows"]) if any(line["rows"]) else ""
+            cells = [shown_name(line["model"]), rows]
+            cells += [shown(line[t], t in ("log-odds", "loss")) for t in titles[2:]]
+            parts.append(f"| {' | '.join(cells)} |")
+        parts += ["", *(f"- {bar}: {'yes' if holds else 'NO'}" for bar, holds in found["bars"].items()), ""]
+        planted = ", ".join(f"{hits} of {count}" for hits, count in zip(found["hits"], found["culprits"], strict=True))
+        parts += [f"Planted rows among those removed, by seed: {planted}.", ""]
+    return "\n".join(parts)
+
+
+def shown(value: Sequence[float] | None, plain: bool) -> str:
+    if value is None:
+        return ""
+    if plain:
+        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    return f"{100 * value[0]:.1f} % [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    given = parser.parse_args()
+    started = time.process_time()
+    made = [CASES[given.case](seed, given.work) for seed in given.seeds]
+    results = [result for result, _ in made]
+    table = pooled(results)
+    record = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
+    data = "HEADWATER_DATA=... " * (given.case == "xsum")
+    record[given.case] = {
+        "command": f"{data}python benchmarks/repair.py --case {given.case} --work WORKDIR "
+        f"--seeds {' '.join(map(str, given.seeds))}",
+        "environment": environment(torch.get_num_threads()),
+        "cpu_seconds_of_the_last_call": time.process_time() - started,
+        "recipe": asdict({"demo": RECIPE, "small": SMALL, "xsum": STUDY["xsum"][1]}[given.case]),
+        "seeds": given.seeds,
+        "chosen_by": results[0].chosen_by,
+        "hits": [len(set(result.rows) & bed.all_culprits) for result, bed in made],
+        "culprits": [len(bed.all_culprits) for _, bed in made],
+        "table": table,
+        "bars": judged(table),
+        "by_seed": [
+            {"sentences": one.sentences(), "table": [asdict(line) for line in one.lines()], "faults": one.faults()}
+            for one in results
+        ],
+    }
+    FILE.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    text = render(record)
+    FILE.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
