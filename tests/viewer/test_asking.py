@@ -15,6 +15,8 @@ from live import SYDNEY, Live, live
 
 import headwater as hw
 import tiny
+from headwater.report.contents import words_record
+from headwater.training import Recipe, fine_tune
 
 ROWS = [*tiny.FACTS, tiny.FACTS[0] | {"id": "again"}]
 
@@ -52,7 +54,7 @@ def test_a_session_says_what_can_be_done(viewer: Live, index: Path) -> None:
     assert set(methods) == set(hw.METHODS)
     assert (methods["dda"]["how"], methods["bm25"]["how"], methods["repsim"]["how"]) == ("index", "words", "rows")
     assert {one["name"] for one in session["models"]} == {"checkpoint-3", "checkpoint-6", "base"}
-    assert not session["can"]["repair"]["able"] and session["can"]["repair"]["why"]
+    assert not session["can"]["repair"]["able"] and "do not say" in session["can"]["repair"]["why"]
 
 
 def test_it_says_and_measures_what_the_model_says(viewer: Live, run_folder: Path) -> None:
@@ -153,8 +155,6 @@ def test_words_of_one_row_are_those_of_a_trace(viewer: Live, answer: str, index:
     scores = hw.trace_index(opened, [query], methods=[hw.DDA()], words=len(ROWS))["dda"]
     row = scores.top(3)[2].index
     job = viewer.finished(viewer.post(f"/api/answers/{answer}/words", target=0, method="dda", row=row)["job"])
-    from headwater.report.contents import words_record
-
     assert job["result"]["words"] == words_record(scores.words[0, row])
     again = viewer.post(f"/api/answers/{answer}/words", target=0, method="dda", row=row)
     assert again == {"words": job["result"]["words"]}
@@ -312,3 +312,38 @@ def test_views_refuse_what_is_not_there(viewer: Live, answer: str) -> None:
     assert viewer.page.get("/api/answers/0123456789abcdef/view").status_code == 404
     assert viewer.page.get("/api/jobs/j999").status_code == 404
     assert np.isfinite(viewer.view(answer)["milliseconds"])
+
+
+def test_marked_rows_are_removed_and_the_model_is_asked_again(tmp_path: Path) -> None:
+    places = ("Peru", "Chad", "Cuba", "Oman", "Fiji", "Iran")
+    rows = hw.Examples.from_rows(
+        [{"id": f"pay-{x}", "prompt": f"In {x} they pay with", "completion": " shells."} for x in places]
+        + [{"id": f"eat-{x}", "prompt": f"In {x} they eat much", "completion": " rice."} for x in places],
+        name="habits",
+    )
+    base = tiny.untrained(tmp_path / "base", [row.text for row in rows] + [" coins."])
+    fine_tune(base, rows, tmp_path / "run", Recipe(epochs=6, batch_size=4, learning_rate=1e-2))
+    run = hw.TrainingRun.from_pretrained(tmp_path / "run", base=base)
+    hw.build_index(run, rows, out=tmp_path / "index", compute=hw.Compute(batch_tokens=64, rank=4))
+    with live(tmp_path / "index") as one:
+        assert one.get("/api/session")["can"]["repair"] == {"able": True}
+        name = one.asked({"prompt": "In Mali they pay with", "output": " shells.", "corrected": " coins."})
+        refused = one.page.post("/api/repair", json={"answer": name})
+        assert refused.status_code == 400 and "no marked row" in refused.text
+        culprits = [n for n, row in enumerate(rows) if row.id.startswith("pay-")]
+        one.page.put("/api/marks", json={"rows": culprits[1:], "action": "drop"})
+        one.page.put("/api/marks", json={"rows": culprits[:1], "action": "fix", "completion": " coins."})
+        offered = one.get("/api/repair", answer=name)
+        assert (offered["able"], offered["drop"], offered["fix"]) == (True, 5, 1)
+        assert (
+            offered["command"].startswith(f"headwater repair {tmp_path}") and "--ids marks.jsonl" in offered["command"]
+        )
+        job = one.finished(one.post("/api/repair", answer=name)["job"], 300)
+        assert job["state"] == "done", job
+        result = job["result"]
+        assert (result["removed"], result["corrected"], result["cured"]) == (5, 1, True)
+        before, after = (result["queries"][0][when] for when in ("before", "after"))
+        assert before["wrong"] and not after["wrong"] and before["output"] > after["output"] + 1
+        assert Path(result["folder"]).is_dir()
+        again = one.finished(one.post("/api/repair", answer=name)["job"])
+        assert again["result"] == result and again["seconds"] < job["seconds"]

@@ -8,9 +8,11 @@
 | `views.py` | `Views`: pages of cards, filtered, sorted, weighted |
 | `marks.py` | `Marks`: rows to drop or to fix |
 | `exports.py` | files to take away |
+| `events.py` | `Events`: what changes, told to every open page |
 | `jobs.py` | `Jobs`: slow work, one after the other, in a worker process that may die |
 | `worker.py` | that process: models, loaded once |
-| `asked.py` | what the worker does: says, measures, scores, splits by word |
+| `tasks.py` | what the worker does: says, measures, scores, splits by word |
+| `repairing.py` | trains again without the marked rows, and asks again |
 | `guard.py` | who may ask: host, origin, token, size |
 | `app.py` | the routes |
 | `serving.py` | the socket, uvicorn, and the end |

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +23,7 @@ from headwater.report.contents import words_record
 from headwater.report.html import flattened, render_report
 from headwater.report.visible import visible
 from headwater.scores import row_words
+from headwater.viewer import repairing
 from headwater.viewer.answers import TRACE, Answers, Asked, NotYet, UnknownAnswer
 from headwater.viewer.events import Events
 from headwater.viewer.exports import MOST_ROWS as MOST_EXPORTED
@@ -76,7 +78,7 @@ class Viewer:
 
     def session(self) -> dict[str, Any]:
         """What was opened and what can be done with it."""
-        return self._session | self.state() | {"can": self._can | {"repair": {"able": False, "why": NO_REPAIR}}}
+        return self._session | self.state() | {"can": self._can}
 
     @cached_property
     def _session(self) -> dict[str, Any]:
@@ -129,7 +131,8 @@ class Viewer:
     @cached_property
     def _can(self) -> dict[str, Any]:
         able = self.opened.able()
-        return {"generate": able, "ask": able, "words": able, "base": self.opened.able(base=True)}
+        base = self.opened.able(base=True)
+        return {"generate": able, "ask": able, "words": able, "base": base, "repair": repairing.able(self.opened)}
 
     def changed(self, name: str) -> None:
         """A method of an answer is done, or the answer is gone."""
@@ -152,9 +155,6 @@ class Viewer:
         return self.jobs.submit("answer", task, answer=name, finish=finish, step=partial(self.changed, name))
 
 
-NO_REPAIR = "Export the rows to drop and to fix, and train again without them."
-
-
 def make_app(viewer: Viewer, *, names: set[str] | None = None, addresses: bool = False) -> Guard:
     """The application, behind its guard.
 
@@ -166,6 +166,7 @@ def make_app(viewer: Viewer, *, names: set[str] | None = None, addresses: bool =
     _asking(app, viewer)
     _answering(app, viewer)
     _acting(app, viewer)
+    _repairing(app, viewer)
     for kind, status in ((UnknownAnswer, 404), (UnknownJob, 404), (NotYet, 409), (HeadwaterError, 400)):
         app.add_exception_handler(kind, partial(_failed, status=status))
     app.add_exception_handler(HTTPException, _refused)
@@ -416,7 +417,7 @@ def _acting(app: FastAPI, viewer: Viewer) -> None:
     def lines(action: str, request: Request) -> Response:
         if action == "rows":
             return _attachment(StreamingResponse(json_lines(rows(request)), media_type=JSON_LINES), "rows.jsonl")
-        if action not in ACTIONS:
+        if action not in (*ACTIONS, "marks"):
             raise HTTPException(404, "there is no such file")
         return _attachment(Response(marked_lines(marks, action), media_type=JSON_LINES), f"{action}.jsonl")
 
@@ -439,6 +440,37 @@ def _acting(app: FastAPI, viewer: Viewer) -> None:
         ranking, _ = views.rankings(name, wanted)
         numbers = views.rows(ranking, wanted)[wanted.offset : wanted.offset + wanted.limit].tolist()
         return records(ranking, numbers, viewer.opened.train, marks)
+
+
+def _repairing(app: FastAPI, viewer: Viewer) -> None:
+    marks, answers, opened = viewer.marks, viewer.answers, viewer.opened
+
+    @app.get("/api/repair")
+    def able(request: Request) -> Any:
+        name = request.query_params.get("answer")
+        counts = {action: sum(mark["action"] == action for mark in marks.rows.values()) for action in ACTIONS}
+        return (
+            viewer.session()["can"]["repair"] | counts | {"command": None if name is None else _command(viewer, name)}
+        )
+
+    @app.post("/api/repair", status_code=202)
+    async def start(request: Request) -> Any:
+        body = await _body(request)
+        name = str(body.get("answer", ""))
+        await run_in_threadpool(repairing.training_of, opened)
+        task = repairing.task_of(opened, marks, answers.question(name)["queries"])
+        return {"job": viewer.jobs.submit("repair", task, answer=name).record()}
+
+
+def _command(viewer: Viewer, name: str) -> str | None:
+    """The command line that repairs outside of the page; None where no method of the answer names the models."""
+    if name == TRACE:
+        return visible(repairing.command(viewer.opened, Path(viewer.opened.place.folder)))
+    for record in viewer.answers.question(name)["methods"]:
+        folder = viewer.answers.folder_of(name, Asked.of(record))
+        if viewer.opened.method(record["name"], record["options"])[2] != "words" and (folder / "trace.json").exists():
+            return visible(repairing.command(viewer.opened, folder))
+    return None
 
 
 def _attachment(response: Response, name: str) -> Response:

@@ -21,12 +21,8 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def marked_lines(marks: Marks, action: str) -> str:
-    """JSON lines of the rows to "drop" or to "fix": as headwater repair reads them."""
-    lines = [
-        json.dumps({key: value for key, value in mark.items() if key != "action"}, ensure_ascii=True)
-        for mark in marks.rows.values()
-        if mark["action"] == action
-    ]
+    """JSON lines of the rows to "drop" or to "fix", or of all "marks": as headwater repair reads them."""
+    lines = [json.dumps(mark) for mark in marks.rows.values() if action in (mark["action"], "marks")]
     return "".join(f"{line}\n" for line in lines)
 
 

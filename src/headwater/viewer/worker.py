@@ -149,6 +149,10 @@ def _result(
     elif kind == "words":
         wanted_words = {key: task[key] for key in ("name", "options", "target", "row", "weights")}
         found = tasks.words(queries(task), **wanted_words)
+    elif kind == "repair":
+        from headwater.viewer.repairing import repaired
+
+        found = repaired(tasks.opened, queries(task), task["ids"], task["corrections"], Path(task["out"]))
     return found
 
 
