@@ -201,6 +201,20 @@ class Scores:
         Raises:
             DataError: a weight for a term that was not computed, or only the first rows were kept.
         """
+        self.check_weights(weights)
+        return Scores.combine(
+            self.method,
+            self.terms,
+            weights,
+            queries=self.queries,
+            targets=self.targets,
+            train=self.train,
+            leanings=self.leanings,
+            provenance=self.provenance,
+        )
+
+    def check_weights(self, weights: Mapping[str, float]) -> None:
+        """Raises DataError for weights that these terms cannot have (see `reweighted`)."""
         if self.population is not None:
             raise DataError(
                 "other weights for scores of which only the highest and lowest rows were kept",
@@ -215,16 +229,6 @@ class Scores:
                 cause="a pass that this trace did not make (beta=0 leaves out the base)",
                 fix="trace again with a method that has it",
             )
-        return Scores.combine(
-            self.method,
-            self.terms,
-            weights,
-            queries=self.queries,
-            targets=self.targets,
-            train=self.train,
-            leanings=self.leanings,
-            provenance=self.provenance,
-        )
 
     def target_number(self, target: int | str) -> int:
         """The row of `values` of a query or group, by number or name."""
@@ -293,11 +297,7 @@ class Scores:
 
     def _stands_out(self, r: int, q_N: np.ndarray | None) -> np.ndarray:
         """Whether each row does [N]."""
-        if q_N is not None:
-            return np.asarray(q_N <= LEVEL)
-        if self.rows < FEWEST_ROWS:
-            return np.zeros(len(self.train), bool)
-        return np.asarray(robust_deviations(self.values[r], self.usual(r)) >= STANDS_OUT)
+        return stands_out(robust_deviations(self.values[r], self.usual(r)), q_N, self.rows)
 
     def q_values(self, target: int | str = 0) -> np.ndarray | None:
         """Of each row [N], against the placebo rows; None without them."""
@@ -307,22 +307,13 @@ class Scores:
     def sentences(self, target: int | str = 0) -> list[str]:
         """The two first answers in words: was it the base model already, and does any row stand out?"""
         r = self.target_number(target)
-        members = [self.targets[q].name for q in self.targets[r].members]
-        lines = list(_leaning_sentences(members, self.leanings))
-        out = self.standing_out(r)
-        count = "1 row stands out" if len(out) == 1 else f"{len(out)} rows stand out"
-        if self.placebo is not None:
-            above = int((self.values[r] > self.placebo[r].max()).sum())
-            what = count if out else "No row stands out"
-            lines.append(
-                f"{what} from {self.placebo.shape[1]:,} rows that were never trained on (q at most {LEVEL:g}); "
-                f"{above:,} score{'s' * (above == 1)} above all of these."
-            )
-        elif out:
-            lines.append(f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median).")
-        else:
-            lines.append("No row stands out from the rest: do not read the order of the first rows as an answer.")
-        return lines
+        placebo_M = None if self.placebo is None else self.placebo[r]
+        return [*self.leaning_sentences(r), out_sentence(self.values[r], len(self.standing_out(r)), placebo_M)]
+
+    def leaning_sentences(self, target: int | str = 0) -> list[str]:
+        """Was it the base model already? Nothing where no model was asked."""
+        members = [self.targets[q].name for q in self.targets[self.target_number(target)].members]
+        return _leaning_sentences(members, self.leanings)
 
     def save(self, folder: Path, *, others: Sequence[Scores] = (), top: int = 100) -> None:
         """Writes scores.parquet (every row, every term) and trace.json, the manifest, last."""
@@ -455,7 +446,7 @@ class Scores:
             if names[0] in chance.names:
                 found = replace(found, placebo=chance.stacked(names))
         words = read_words(path / WORDS, method, len(targets), count)
-        return replace(found, words={(one["target"], one["row"]): _row_words(one) for one in words})
+        return replace(found, words={(one["target"], one["row"]): row_words(one) for one in words})
 
 
 def _queries(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Query]:
@@ -469,7 +460,8 @@ def _words_record(scores: Scores) -> list[dict[str, Any]]:
     return [{"target": r, "row": row} | asdict(words) for (r, row), words in scores.words.items()]
 
 
-def _row_words(record: Mapping[str, Any]) -> RowWords:
+def row_words(record: Mapping[str, Any]) -> RowWords:
+    """The words of a row, from JSON values."""
     asked = [Asked(query=a["query"], side=a["side"], words=_pairs(a["words"])) for a in record["asked"]]
     return RowWords(words=_pairs(record["words"]), asked=tuple(asked))
 
@@ -504,6 +496,30 @@ def robust_deviations(score_N: np.ndarray, usual: np.ndarray | None = None) -> n
     if spread == 0:
         spread = float(usual.std())
     return centred / spread if spread > 0 else np.zeros_like(centred)
+
+
+def stands_out(deviations_N: np.ndarray, q_N: np.ndarray | None, rows: int) -> np.ndarray:
+    """Whether each row stands out of the rest [N]: by its q-value where there are any, else by its robust z-score."""
+    if q_N is not None:
+        return np.asarray(q_N <= LEVEL)
+    if rows < FEWEST_ROWS:
+        return np.zeros(len(deviations_N), bool)
+    return np.asarray(deviations_N >= STANDS_OUT)
+
+
+def out_sentence(score_N: np.ndarray, out: int, placebo_M: np.ndarray | None) -> str:
+    """Does any row stand out? `out` of them do, of scores [N], against placebo rows where there were any [M]."""
+    count = "1 row stands out" if out == 1 else f"{out} rows stand out"
+    if placebo_M is not None:
+        above = int((score_N > placebo_M.max()).sum())
+        what = count if out else "No row stands out"
+        return (
+            f"{what} from {len(placebo_M):,} rows that were never trained on (q at most {LEVEL:g}); "
+            f"{above:,} score{'s' * (above == 1)} above all of these."
+        )
+    if out:
+        return f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median)."
+    return "No row stands out from the rest: do not read the order of the first rows as an answer."
 
 
 def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> list[str]:

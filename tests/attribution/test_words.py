@@ -148,7 +148,7 @@ def test_words_are_joined_tokens_and_show_what_they_predict() -> None:
 def test_token_texts_wait_for_whole_characters() -> None:
     tokenizer = tiny.tokenizer(["plain words"])
     ids = tokenizer("a 日本 b")["input_ids"]
-    texts = words._token_texts(tokenizer, ids)
+    texts = words.token_texts(tokenizer, ids)
     assert "".join(texts) == "a 日本 b"
     assert len(texts) == len(ids) and "" in texts
 

@@ -146,16 +146,18 @@ def test_contents_say_what_scores_say(tmp_path: Path) -> None:
             assert answer["out"] == len(scores.standing_out(r))
             top = scores.top(40, target=r)
             assert len(answer["best"]) == 40
-            assert len(answer["worst"]) <= 10 and all(entry[1] < 0 for entry in answer["worst"])
+            assert len(answer["worst"]) <= 10 and all(entry[2] < 0 for entry in answer["worst"])
             names = contents["methods"][m]["terms"]
             for row, entry in zip(top, answer["best"], strict=True):
                 assert entry[0] == row.index
-                assert entry[1] == pytest.approx(row.score, rel=1e-3)
-                assert entry[2] == pytest.approx(row.deviations, rel=1e-2, abs=1e-2)
-                assert 100 * (400 - entry[3]) / 400 == pytest.approx(row.percentile)
-                assert entry[4 : 4 + len(names)] == pytest.approx([row.per_checkpoint[n] for n in names], rel=1e-2)
+                assert entry[1] == row.rank
+                assert entry[2] == pytest.approx(row.score, rel=1e-3)
+                assert entry[3] == pytest.approx(row.deviations, rel=1e-2, abs=1e-2)
+                assert 100 * (400 - entry[4]) / 400 == pytest.approx(row.percentile)
+                assert entry[5] is row.q_value is None
+                assert entry[6] == pytest.approx([row.per_checkpoint[n] for n in names], rel=1e-2)
                 places = [int(np.flatnonzero(order[r] == row.index)[0]) + 1 for order in orders]
-                assert entry[4 + len(names) :] == places
+                assert entry[7] == places
                 assert contents["rows"][str(row.index)]["id"] == row.id
     target = contents["targets"][6]
     first = {row.id for row in methods[0].top(24, target=FAULT)}
@@ -202,7 +204,7 @@ def test_one_row(tmp_path: Path) -> None:
     contents = report(tmp_path, make_scores(ROWS[:1], [QUERY], values=np.array([[-0.5]]))).contents
     answer = contents["answers"][0][0]
     assert answer["bins"] == [1]
-    assert answer["best"] == [[0, -0.5, 0, 0]] == answer["worst"]
+    assert answer["best"] == [[0, 1, -0.5, 0, 0, None, [], []]] == answer["worst"]
 
 
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e-300])
@@ -210,7 +212,7 @@ def test_no_spread(tmp_path: Path, value: float) -> None:
     answer = report(tmp_path, make_scores(ROWS, [QUERY], values=np.full((1, 30), value))).contents["answers"][0][0]
     assert answer["bins"] == [30]
     assert answer["threshold"] is None
-    assert [entry[3] for entry in answer["best"]] == [0] * 30  # ties: every row has percentile 100
+    assert [entry[4] for entry in answer["best"]] == [0] * 30  # ties: every row has percentile 100
 
 
 def test_spread_near_the_limits_of_float(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from headwater import progress
 from headwater.attribution.compute import Compute
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import DataError
-from headwater.examples import Encoder, Example, Query, Template, TokenFormat
+from headwater.examples import Encoded, Encoder, Example, Query, Template, TokenFormat
 from headwater.gradients.measurement import Sides
 from headwater.run import RunState, digest, write_whole
 from headwater.scores import Leaning
@@ -66,8 +66,19 @@ def with_outputs(
     return out
 
 
-def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new_tokens: int) -> str:
-    """What a model says after the query's prompt, by greedy decoding, special tokens left out."""
+def generate(
+    model: Any,
+    tokenizer: Any,
+    encoder: Encoder,
+    query: Query,
+    max_new_tokens: int,
+    watch: Callable[[int, float], bool] | None = None,
+) -> str:
+    """What a model says after the query's prompt, by greedy decoding, special tokens left out.
+
+    Args:
+        watch: called with every token as soon as it is said, and its log-probability in nats; answers whether to go on.
+    """
     import torch
 
     ids = torch.tensor([encoder.prompt_ids(query.prompt)], device=next(model.parameters()).device)
@@ -78,8 +89,47 @@ def generate(model: Any, tokenizer: Any, encoder: Encoder, query: Query, max_new
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **({} if watch is None else _watched(watch)),
         )
     return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _watched(watch: Callable[[int, float], bool]) -> dict[str, Any]:
+    """Arguments of `generate` that call `watch` at every token."""
+    import torch
+    from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+    seen: dict[str, torch.Tensor] = {}
+
+    class Seeing(LogitsProcessor):  # type: ignore[misc]
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            seen["logits"] = scores
+            return scores
+
+    class Telling(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+            token = int(input_ids[0, -1])
+            goes_on = watch(token, float(seen["logits"][0].float().log_softmax(-1)[token]))
+            return torch.tensor([not goes_on], device=input_ids.device)
+
+    return {
+        "logits_processor": LogitsProcessorList([Seeing()]),
+        "stopping_criteria": StoppingCriteriaList([Telling()]),
+    }
+
+
+def token_log_probabilities(model: Any, encoded: Encoded) -> np.ndarray:
+    """Log-probabilities, in nats, of the tokens that the loss counts, one after the other."""
+    import torch
+
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(encoded.input_ids).to(device)
+    with torch.no_grad():
+        logits_TV = model(input_ids=ids[None]).logits[0].float()
+    chosen = np.flatnonzero(encoded.loss_mask)
+    at = torch.from_numpy(chosen - 1).to(device)
+    found: np.ndarray = logits_TV[at].log_softmax(-1).gather(1, ids[at + 1][:, None])[:, 0].cpu().numpy()
+    return found
 
 
 def answers_of(

@@ -31,7 +31,7 @@ from headwater.examples import Encoder, Query, TokenFormat
 from headwater.gradients.curvature.options import Step
 from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement, Sides, check_queries, encode_queries
-from headwater.index.manifest import MANIFEST, Index, Part
+from headwater.index.manifest import Index, Part
 from headwater.index.scoring import Kind, TopK, dots
 from headwater.run import RunState, run_directory, versions
 from headwater.scores import Leaning, Population, Scores, query_record
@@ -70,7 +70,7 @@ def trace_index(
         HeadwaterError: one line for anything that the caller can mend.
     """
     check_methods(methods, queries)
-    run = _run(index, run)
+    run = run_of(index, run)
     stored_rank = index.config["compute"]["rank"]
     plans = [planned(method, run, stored_rank) for method in methods]
     check_words(words, methods, plans)
@@ -84,11 +84,11 @@ def trace_index(
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
     for method, plan in zip(methods, plans, strict=True):
-        _check_plan(method.name, plan, stored_rank)
+        check_stored(method.name, plan, stored_rank)
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
     stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}
-    compute = _made(index, Compute, stored)
+    compute = _made(str(index.folder), Compute, stored)
     config: dict[str, Any] = {
         "index": {"place": index.folder.url, "fingerprint": index.fingerprint, "rows": index.rows},
         "queries": [query_record(query) for query in queries],
@@ -109,7 +109,7 @@ def trace_index(
     return answers
 
 
-def _check_plan(name: str, plan: Plan, rank: int) -> None:
+def check_stored(name: str, plan: Plan, rank: int) -> None:
     """Raises UsageError where an index holds other gradients than a method needs."""
     if not isinstance(plan, GradientPlan):
         return
@@ -154,7 +154,7 @@ class _Trace:
         from headwater.attribution.models import Models
 
         train = self._index.parts[0].train
-        format = _made(self._index, TokenFormat, self._index.config["format"])
+        format = _made(str(self._index.folder), TokenFormat, self._index.config["format"])
         encoder = Encoder(self._run.tokenizer(), format, train["template"])
         check_queries(queries, encoder)
         models = Models(self._run, self._compute, (), self._notes)
@@ -390,43 +390,59 @@ def _combined(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) ->
     return out
 
 
-def _made(index: Index, kind: type[T], found: Mapping[str, Any]) -> T:
+def _made(place: str, kind: type[T], found: Mapping[str, Any]) -> T:
     """An object of what the manifest says about it."""
     try:
         return kind(**found)
     except TypeError as error:
         raise RunError(
-            f"{index.folder}/{MANIFEST} does not describe a {kind.__name__} ({str(error)[:160]})",
-            expected="the manifest of a headwater index of this version",
+            f"{place} does not describe a {kind.__name__} ({str(error)[:160]})",
+            expected="models as this version of headwater describes them",
             cause="another version of headwater, or a change by hand",
-            fix="build the index again",
+            fix="build the index, or trace, again",
         ) from None
 
 
-def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
-    """The models of the index, where they lie now; refuses models that have changed."""
-    records = [dict(record) for record in index.config["checkpoints"]]
+def run_of(index: Index, given: TrainingRun | None = None) -> TrainingRun:
+    """The models of an index, where they lie now.
+
+    Args:
+        given: the models, where they lie elsewhere than when the index was built.
+
+    Raises:
+        ModelError: a model that is missing or has changed. UsageError: another number of models.
+    """
+    return run_of_record(index.config, str(index.folder), given)
+
+
+def run_of_record(config: Mapping[str, Any], place: str, given: TrainingRun | None = None) -> TrainingRun:
+    """The models that a configuration names (of an index, or of a trace), as `run_of`.
+
+    Args:
+        place: what was made from them, for the message of an error.
+    """
+    records = [dict(record) for record in config["checkpoints"]]
     prints = [record.pop("fingerprint") for record in records]
     if given is None:
-        found = [_made(index, Checkpoint, record) for record in records]
+        found = [_made(place, Checkpoint, record) for record in records]
         base = next((c for c in found if c.name == "base"), None)
         given = TrainingRun(
             checkpoints=tuple(c for c in found if c is not base),
             base=base,
-            quantization=index.config["quantization"],
+            quantization=config["quantization"],
         )
         if not given.checkpoints:
             raise RunError(
-                f"{index.folder}/{MANIFEST} names no checkpoint but the base",
-                expected="the models that the index was built from",
+                f"{place} names no checkpoint but the base",
+                expected="the models that it was built from",
                 cause="a change by hand",
-                fix="build the index again",
+                fix="build it again",
             )
         for checkpoint in found:
             if not Path(checkpoint.location).exists() and checkpoint.revision is None:
                 raise ModelError(
                     f"{checkpoint.location} is not there",
-                    expected=f"the model {checkpoint.name} that {index.folder} was built from",
+                    expected=f"the model {checkpoint.name} that {place} was made from",
                     cause="it was moved",
                     fix="say where it is now with --checkpoints and --base",
                 )
@@ -434,16 +450,16 @@ def _run(index: Index, given: TrainingRun | None) -> TrainingRun:
     if len(now) != len(records):
         raise UsageError(
             f"{len(now)} models",
-            expected=f"the {len(records)} that the index was built from: {', '.join(r['name'] for r in records)}",
+            expected=f"the {len(records)} that {place} was made from: {', '.join(r['name'] for r in records)}",
             fix="give the same --checkpoints and --base, or none",
         )
     for checkpoint, record, fingerprint in zip(now, records, prints, strict=True):
         if checkpoint.fingerprint() != fingerprint:
             raise ModelError(
-                f"{checkpoint.location} is not the {record['name']} that {index.folder} was built from",
+                f"{checkpoint.location} is not the {record['name']} that {place} was made from",
                 expected="the same weights and tokenizer files",
                 cause="it was trained again, or replaced",
-                fix="build the index again, or give the models it was built from",
+                fix="make it again, or give the models it was made from",
             )
     named = [replace(checkpoint, name=record["name"]) for checkpoint, record in zip(now, records, strict=True)]
     tuned = len(given.checkpoints)

@@ -65,16 +65,27 @@ def with_words(
     encoder: Encoder,
     sides: Sides,
     state: RunState,
+    rows: Mapping[int, Sequence[int]] | None = None,
 ) -> dict[str, Scores]:
-    """The answers with the words of the first `count` rows of every target, where the method is one of gradients."""
+    """The answers with the words of the first `count` rows of every target, where the method is one of gradients.
+
+    Args:
+        rows: number of a target -> numbers of the rows that are wanted, instead of the first ones.
+    """
+
+    def asked_for(name: str, r: int) -> list[int]:
+        if rows is not None:
+            return list(rows.get(r, ()))
+        return [row.index for row in answers[name].top(count, target=r)]
+
     chosen = {name: plan for name, plan in zip(answers, plans, strict=True) if _has_words(plan)}
     todo = [visit for visit in visits(run, list(chosen.values())) if visit.products or visit.keep_sides]
     wanted = []
     for r in range(len(sides.targets)):
-        numbers = sorted({row.index for name in chosen for row in answers[name].top(count, target=r)})
+        numbers = sorted({number for name in chosen for number in asked_for(name, r)})
         train = next(iter(answers.values())).train
-        rows = {number: encoder.example(train[number]) for number in numbers}
-        wanted.append({number: row for number, row in rows.items() if row.targets})
+        encoded = {number: encoder.example(train[number]) for number in numbers}
+        wanted.append({number: row for number, row in encoded.items() if row.targets})
     parts: list[dict[tuple[str, Product], tuple[np.ndarray, np.ndarray]]] = [{} for _ in wanted]
     needs: dict[str, set[Measurement]] = {}
     for product in (product for visit in todo for product in visit.products):
@@ -90,21 +101,21 @@ def with_words(
                 return place
 
             bar.describe(f"Words: {visit.checkpoint}")
-            for r, rows in enumerate(wanted):
-                parts[r] |= _visit(
-                    visit, r, rows, sides, needs.get(visit.checkpoint, set()), loaded, kept, state, models.batch_tokens
-                )
+            for r, chosen_rows in enumerate(wanted):
+                if chosen_rows:
+                    measured = needs.get(visit.checkpoint, set())
+                    parts[r] |= _visit(visit, r, chosen_rows, sides, measured, loaded, kept, state, models.batch_tokens)
                 bar.advance()
     tokenizer = run.tokenizer()
-    texts = {n: _token_texts(tokenizer, row.input_ids.tolist()) for rows in wanted for n, row in rows.items()}
+    texts = {n: token_texts(tokenizer, row.input_ids.tolist()) for some in wanted for n, row in some.items()}
     out = dict(answers)
     for name, plan in chosen.items():
         scores = answers[name]
         words = {
-            (r, row.index): _combine(scores, plan, r, row.index, list(rows), parts[r], rows, texts, sides, tokenizer)
-            for r, rows in enumerate(wanted)
-            for row in scores.top(count, target=r)
-            if row.index in rows
+            (r, number): _combine(scores, plan, r, number, list(some), parts[r], some, texts, sides, tokenizer)
+            for r, some in enumerate(wanted)
+            for number in asked_for(name, r)
+            if number in some
         }
         out[name] = replace(scores, words=words)
     return out
@@ -230,7 +241,7 @@ def _combine(
             Asked(
                 query=sides.targets[q].name,
                 side="output" if side == sides.output_Q[q] else "corrected",
-                words=_words(_token_texts(tokenizer, one.input_ids.tolist()), one, values),
+                words=_words(token_texts(tokenizer, one.input_ids.tolist()), one, values),
             )
         )
     return RowWords(words=_words(texts[index], row, row_T), asked=tuple(asked))
@@ -257,7 +268,7 @@ def _goes_on(before: str, after: str) -> bool:
     return bool(before) and before[-1].isalnum() and after[0].isalnum() and not wide
 
 
-def _token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds; "" where the bytes of a character are not complete yet."""
     out: list[str] = []
     start = read = 0

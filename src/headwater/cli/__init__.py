@@ -18,6 +18,7 @@ from headwater.cli.diagnose import diagnose
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
 from headwater.cli.repair import repair
+from headwater.cli.serve import serve
 from headwater.cli.sources import sources
 from headwater.cli.trace import trace
 
@@ -33,6 +34,7 @@ app.add_typer(index)
 app.command()(sources)
 app.command()(clean)
 app.command()(diagnose)
+app.command()(serve)
 app.command()(methods)
 app.command()(repair)
 app.command()(bench)

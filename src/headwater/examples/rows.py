@@ -118,6 +118,16 @@ class Examples(Sequence[Example]):
         """The number of rows whose content occurred in an earlier row. They stay rows of their own."""
         return len(self._rows) - len({row.content_hash for row in self._rows})
 
+    @cached_property
+    def twins(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the rows with the same content, a group for each content that occurs more than once."""
+        if not self.duplicates:
+            return ()
+        groups: dict[str, list[int]] = {}
+        for number, row in enumerate(self._rows):
+            groups.setdefault(row.content_hash, []).append(number)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
     @property
     def ids(self) -> list[str]:
         """The ids, in order."""

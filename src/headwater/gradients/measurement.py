@@ -91,16 +91,14 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder) -> Sides:
         else:
             corrected_sides.append(len(encoded))
             encoded.append(encoder.query(query.prompt, query.corrected, span=corrected_span))
-    return Sides(tuple(encoded), tuple(outputs), tuple(corrected_sides), tuple(_targets(queries, names)))
+    return Sides(tuple(encoded), tuple(outputs), tuple(corrected_sides), tuple(targets_of(queries)))
 
 
 def check_queries(queries: Sequence[Query], encoder: Encoder) -> None:
     """Raises what `encode_queries` would raise of what is known before a model says the outputs that are missing."""
-    names = _names(queries)
-    _targets(queries, names)
-    for query, name in zip(queries, names, strict=True):
+    for query, target in zip(queries, targets_of(queries), strict=False):  # the groups come last
         if query.output:
-            encode_queries([replace(query, id=name, group=None)], encoder)
+            encode_queries([replace(query, id=target.name, group=None)], encoder)
         elif query.corrected is not None:
             encoder.query(query.prompt, query.corrected)
         else:
@@ -115,7 +113,13 @@ def _names(queries: Sequence[Query]) -> list[str]:
     return names
 
 
-def _targets(queries: Sequence[Query], names: Sequence[str]) -> list[Target]:
+def targets_of(queries: Sequence[Query]) -> list[Target]:
+    """What is answered for: every query, then every group.
+
+    Raises:
+        DataError: two queries of one name, or a group named like a query.
+    """
+    names = _names(queries)
     targets = [Target(name=name, kind="query", members=(q,)) for q, name in enumerate(names)]
     groups: dict[str, list[int]] = {}
     for q, query in enumerate(queries):

@@ -1,12 +1,9 @@
 """What the page holds, as JSON values: every text once, and of each answer only the rows that are shown.
 
-Shapes: M methods, R targets, N rows.
+The shapes are written down in `headwater/viewer/API.md`, under "The document": the viewer's page shows the same, row by
+row as it is wanted.
 
-    rows        row number -> id, source, prompt and completion, cut at the words by the page's separator
-                (see `headwater.report.overlap.pieces`)
-    answers     [M][R] -> sentences, histogram of all N scores, and the first and last rows as flat lists
-                [row number, score, robust deviations, rows with a higher score, then the terms' values, then the
-                ranks under the other methods]
+Shapes: M methods, R targets, N rows.
 """
 
 from __future__ import annotations
@@ -19,11 +16,13 @@ import numpy as np
 
 from headwater.errors import DataError
 from headwater.examples import Example, Query
-from headwater.report.overlap import fold, pieces, query_words
+from headwater.report.facets import Facet, facets
+from headwater.report.overlap import fold, pieces, query_texts, query_words, shared_runs
+from headwater.report.ranking import Ranking
 from headwater.report.visible import visible
-from headwater.scores import STANDS_OUT, RowWords, ScoredRow, Scores, robust_deviations
+from headwater.scores import STANDS_OUT, RowWords, Scores
+from headwater.significance import LEVEL
 
-BINS = 60
 SEPARATORS = "|~^`§¶\x7f"
 """What may stand between a text's pieces: the first that occurs in no text. The last one is never visible."""
 TEXT_BUDGET = 500_000
@@ -48,20 +47,52 @@ def page_contents(
     Raises:
         DataError: answers to different targets or about different rows, two methods of one name, no target.
     """
-    first = _checked(methods)
+    first = checked(methods)
     guilty = _guilty(first, culprits or {})
-    shown: set[int] = set()
+    shown: dict[int, set[int]] = {}
     answers: list[list[dict[str, Any]]] = [[] for _ in methods]
     for r in range(len(first.targets)):
-        orders = [np.argsort(-scores.values[r], kind="stable") for scores in methods]
-        ranks = [_ranks(order_N) for order_N in orders]
-        for m, scores in enumerate(methods):
-            best = scores.top(top, target=r)
-            worst = [row for row in scores.top(min(top, max(10, top // 4)), target=r, opposing=True) if row.score < 0]
-            shown.update(row.index for row in (*best, *worst))
-            answers[m].append(_answer(scores, r, orders[m], best, worst, ranks[:m] + ranks[m + 1 :], guilty[r]))
-    known = [query_words([first.queries[q] for q in target.members]) for target in first.targets]
-    rows, forms, separator = _rows(first, sorted(shown))
+        rankings = [Ranking(scores, r) for scores in methods]
+        for m, ranking in enumerate(rankings):
+            others = rankings[:m] + rankings[m + 1 :]
+            best, worst = ranking.best(top), ranking.worst(min(top, max(10, top // 4)))
+            for n in (*best, *worst):
+                shown.setdefault(n, set()).add(r)
+            head = answer_head(ranking, guilty[r]) | {"agreement": [ranking.agreement(other) for other in others]}
+            answers[m].append(
+                head
+                | {
+                    "best": [entry(ranking, n, rank, others) for rank, n in enumerate(best, 1)],
+                    "worst": [entry(ranking, n, rank, others) for rank, n in enumerate(worst, 1)],
+                    "words": {
+                        str(n): words_record(ranking.scores.words[r, n]) for n in best if (r, n) in ranking.scores.words
+                    },
+                }
+            )
+    parts = row_parts(first, shown, facets(first.train))
+    return heads(methods) | {
+        "targets": [
+            {
+                "name": visible(target.name),
+                "kind": target.kind,
+                "members": list(target.members),
+                "words": parts["words"][r],
+                "culprits": sorted(guilty[r] & set(shown)) if culprits is not None else None,
+                "guilty": len(guilty[r]),
+            }
+            for r, target in enumerate(first.targets)
+        ],
+        "facets": parts["facets"],
+        "separator": parts["separator"],
+        "rows": parts["rows"],
+        "twins": parts["twins"],
+        "answers": answers,
+    }
+
+
+def heads(methods: Sequence[Scores]) -> dict[str, Any]:
+    """What does not depend on the rows that are shown."""
+    first = methods[0]
     return {
         "train": {
             "name": visible(first.train.name),
@@ -70,29 +101,36 @@ def page_contents(
             "duplicates": first.train.duplicates,
         },
         "standsOut": STANDS_OUT,
+        "level": LEVEL,
         "methods": [_method(scores) for scores in methods],
         "queries": [_query(first, q) for q in range(len(first.queries))],
-        "targets": [
-            {
-                "name": visible(target.name),
-                "kind": target.kind,
-                "members": list(target.members),
-                "words": sorted({form for word in words for form in forms.get(word, ())}),
-                "culprits": sorted(guilty[r] & shown) if culprits is not None else None,
-                "guilty": len(guilty[r]),
-            }
-            for r, (target, words) in enumerate(zip(first.targets, known, strict=True))
-        ],
         "order": [r for kind in ("group", "query") for r, target in enumerate(first.targets) if target.kind == kind],
         "leanings": _leanings(methods),
-        "separator": separator,
-        "rows": rows,
-        "twins": _twins(first, shown),
-        "answers": answers,
     }
 
 
-def _checked(methods: Sequence[Scores]) -> Scores:
+def row_parts(scores: Scores, shown: Mapping[int, Iterable[int]], known: Sequence[Facet]) -> dict[str, Any]:
+    """The texts of the rows shown and what is marked in them.
+
+    Args:
+        shown: number of a row -> targets it is shown for. known: the facets that the rows are shown with.
+
+    Returns:
+        rows, twins, separator and facets of the document; and words, of every target.
+    """
+    rows, forms, separator = _rows(scores, shown, known)
+    asked = [query_words([scores.queries[q] for q in target.members]) for target in scores.targets]
+    return {
+        "rows": rows,
+        "twins": _twins(scores, set(shown)),
+        "separator": separator,
+        "facets": [visible(facet.name) for facet in known],
+        "words": [sorted({form for word in words for form in forms.get(word, ())}) for words in asked],
+    }
+
+
+def checked(methods: Sequence[Scores]) -> Scores:
+    """The first of several answers. Raises DataError where they are not answers to the same about the same rows."""
     first = methods[0]
     if not first.targets:
         raise DataError("scores without a query", expected="at least one", fix="trace at least one query")
@@ -128,22 +166,17 @@ def _guilty(scores: Scores, culprits: Mapping[str, Iterable[str]]) -> list[set[i
     return guilty
 
 
-def _ranks(order_N: np.ndarray) -> np.ndarray:
-    rank_N = np.empty(len(order_N), dtype=np.int64)
-    rank_N[order_N] = np.arange(1, len(order_N) + 1)
-    return rank_N
-
-
 def _method(scores: Scores) -> dict[str, Any]:
-    terms = _terms(scores)
+    names = terms(scores)
     return {
         "name": visible(scores.method),
-        "terms": [visible(name) for name in terms],
-        "weights": [_short(scores.weights.get(name, 0.0)) for name in terms],
+        "terms": [visible(name) for name in names],
+        "weights": [short(scores.weights.get(name, 0.0)) for name in names],
+        "beta": [visible(name) for name in names if is_base(name)],
     }
 
 
-def _terms(scores: Scores) -> list[str]:
+def terms(scores: Scores) -> list[str]:
     """Names of the terms, the base's first; none where the one term is the score."""
     if len(scores.terms) < 2:
         return []
@@ -155,57 +188,40 @@ def is_base(term: str) -> bool:
     return term == "base" or term.endswith(" x base")
 
 
-def _answer(
-    scores: Scores,
-    r: int,
-    order_N: np.ndarray,
-    best: Sequence[ScoredRow],
-    worst: Sequence[ScoredRow],
-    other_ranks: Sequence[np.ndarray],
-    guilty: set[int],
-) -> dict[str, Any]:
-    score_N = scores.values[r]
-    usual = scores.usual(r)
-    sorted_N = np.sort(score_N)
-    deviations_N = robust_deviations(score_N, usual)
-    median = float(np.median(usual))
-    far = int(np.argmax(np.abs(deviations_N)))
-    spread = (float(score_N[far]) - median) / float(deviations_N[far]) if deviations_N[far] else 0.0
-    terms = _terms(scores)
-
-    def entry(row: ScoredRow) -> list[float]:
-        above = len(sorted_N) - int(np.searchsorted(sorted_N, score_N[row.index], "right"))
-        if scores.population is not None:
-            above = max(row.rank - 1, round((1 - row.percentile / 100) * scores.rows))
-        values = [_short(row.per_checkpoint[name], 3) for name in terms]
-        ranks = [int(rank_N[row.index]) for rank_N in other_ranks]
-        return [row.index, _short(row.score), _short(row.deviations, 3), above, *values, *ranks]
-
-    low, high = float(sorted_N[0]), float(sorted_N[-1])
+def answer_head(ranking: Ranking, guilty: set[int]) -> dict[str, Any]:
+    """One answer to one target without its rows."""
+    threshold = ranking.threshold
+    first = ranking.order_N[: len(guilty)].tolist()
     return {
-        "sentences": [visible(sentence) for sentence in scores.sentences(r)],
-        "out": len(scores.standing_out(r)),
-        "median": _short(median),
-        "threshold": _threshold(scores, r, median + STANDS_OUT * spread if spread > 0 else None),
-        "low": _short(low),
-        "high": _short(high),
-        "bins": _bins(np.clip(usual, low, high), low, high),
-        "found": sum(1 for n in order_N[: len(guilty)].tolist() if n in guilty),
-        "best": [entry(row) for row in best],
-        "worst": [entry(row) for row in worst],
-        "words": {str(row.index): _words(scores.words[r, row.index]) for row in best if (r, row.index) in scores.words},
+        "sentences": [visible(sentence) for sentence in ranking.sentences()],
+        "out": ranking.out,
+        "q": ranking.q_N is not None,
+        "median": short(ranking.median),
+        "threshold": None if threshold is None else short(threshold),
+        "low": short(float(ranking.rising_N[0])),
+        "high": short(float(ranking.rising_N[-1])),
+        "bins": ranking.bins,
+        "found": sum(1 for n in first if n in guilty),
+        "weights": [short(ranking.weights.get(name, 0.0)) for name in terms(ranking.scores)],
     }
 
 
-def _threshold(scores: Scores, r: int, usual: float | None) -> float | None:
-    """The score from which rows stand out; None where none does, or none could."""
-    if scores.placebo is None:
-        return None if usual is None else _short(usual)
-    out = scores.standing_out(r)
-    return _short(float(scores.values[r][out[-1]])) if out else None
+def entry(ranking: Ranking, row: int, rank: int, others: Sequence[Ranking]) -> list[Any]:
+    """[row, rank, score, deviations, rows above, q, [values of the terms], [ranks under the other methods]]."""
+    scores, r, q_N = ranking.scores, ranking.target, ranking.q_N
+    return [
+        row,
+        rank,
+        short(float(ranking.score_N[row])),
+        short(float(ranking.deviations_N[row]), 3),
+        ranking.above(row),
+        None if q_N is None else short(float(q_N[row]), 3),
+        [short(float(scores.terms[name][r, row]), 3) for name in terms(scores)],
+        [int(other.rank_N[row]) for other in others],
+    ]
 
 
-def _words(words: RowWords) -> dict[str, Any]:
+def words_record(words: RowWords) -> dict[str, Any]:
     """The words of a row and of what was asked, as [text, level]: level 5 is the strongest, negative away from it."""
     largest = max((abs(value) for one in words.asked for _, value in one.words), default=0.0)
     asked = [
@@ -225,20 +241,14 @@ def _levels(words: Sequence[tuple[str, float]], largest: float) -> list[list[Any
     return [["… ", 0]] * before + shown + [[" …", 0]] * after
 
 
-def _bins(score_N: np.ndarray, low: float, high: float) -> list[int]:
-    """How many scores lie in each of BINS equal parts of [low, high]; one part where they do not spread."""
-    width = high - low
-    if not np.isfinite(width) or width <= 1e-12 * max(abs(low), abs(high)):
-        return [len(score_N)]
-    bin_N = np.minimum(((score_N - low) / width * BINS).astype(np.int64), BINS - 1)
-    return [int(count) for count in np.bincount(bin_N, minlength=BINS)]
-
-
-def _rows(scores: Scores, shown: Sequence[int]) -> tuple[dict[str, Any], dict[str, set[str]], str]:
+def _rows(
+    scores: Scores, shown: Mapping[int, Iterable[int]], known: Sequence[Facet]
+) -> tuple[dict[str, Any], dict[str, set[str]], str]:
     """The texts of the rows shown, which spellings of each folded word occur in them, and the separator."""
     budget = min(LONGEST, max(SHORTEST, TEXT_BUDGET // max(1, len(shown))))
-    texts = {n: _shortened(scores.train[n], budget) for n in shown}
+    texts = {n: _shortened(scores.train[n], budget) for n in sorted(shown)}
     separator = next(s for s in SEPARATORS if not any(s in p or s in c for p, c, _ in texts.values()))
+    asked = [query_texts([scores.queries[q] for q in target.members]) for target in scores.targets]
     rows: dict[str, Any] = {}
     forms: dict[str, set[str]] = {}
     for n, (prompt, completion, cut) in texts.items():
@@ -248,10 +258,27 @@ def _rows(scores: Scores, shown: Sequence[int]) -> tuple[dict[str, Any], dict[st
             row["at"] = visible(example.source)
         if any(cut):
             row["cut"] = list(cut)
-        for word in (*parts[0][1::2], *parts[1][1::2]):
-            forms.setdefault(fold(word), set()).add(word)
+        if known:
+            row["f"] = {visible(facet.name): visible(facet.of(n)) for facet in known}
+        folded = [[fold(word) for word in part[1::2]] for part in parts]
+        for word, form in zip((*folded[0], *folded[1]), (*parts[0][1::2], *parts[1][1::2]), strict=True):
+            forms.setdefault(word, set()).add(form)
+        runs = {str(r): found for r in shown[n] if (found := _runs(folded, asked[r]))}
+        if runs:
+            row["runs"] = runs
         rows[str(n)] = row
     return rows, forms, separator
+
+
+def _runs(folded: Sequence[Sequence[str]], asked: Sequence[Sequence[str]]) -> list[list[int]]:
+    """[side, first piece, piece after the last] of every stretch of words that the queries have too."""
+    found = []
+    split = len(folded[0])
+    for start, end in shared_runs([*folded[0], *folded[1]], asked):
+        for side, first, last in ((0, start, min(end, split)), (1, max(start, split) - split, end - split)):
+            if first < last:
+                found.append([side, 2 * first + 1, 2 * last])
+    return found
 
 
 def _shortened(example: Example, budget: int) -> tuple[str, str, tuple[int, int]]:
@@ -268,19 +295,14 @@ def _shortened(example: Example, budget: int) -> tuple[str, str, tuple[int, int]
 
 def _twins(scores: Scores, shown: set[int]) -> list[dict[str, Any]]:
     """Groups of rows with the same content, of which at least one is shown."""
-    if not scores.train.duplicates:
-        return []
-    groups: dict[str, list[int]] = {}
-    for n, example in enumerate(scores.train):
-        groups.setdefault(example.content_hash, []).append(n)
     return [
         {
             "count": len(group),
             "rows": [n for n in group if n in shown],
             "ids": [visible(scores.train[n].id) for n in group[:TWINS_NAMED]],
         }
-        for group in groups.values()
-        if len(group) > 1 and shown.intersection(group)
+        for group in scores.train.twins
+        if shown.intersection(group)
     ]
 
 
@@ -320,7 +342,7 @@ def _leanings(methods: Sequence[Scores]) -> dict[str, Any] | None:
     return {"checkpoints": [visible(name) for name in names], "values": values}
 
 
-def _short(value: float, digits: int = 4) -> float:
+def short(value: float, digits: int = 4) -> float:
     """The number to a few significant digits; whole numbers as such, for they are shorter in JSON."""
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e6 else rounded

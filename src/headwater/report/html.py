@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -50,12 +51,25 @@ def write_report(
     Raises:
         DataError: the answers are not about the same queries and rows. UsageError: top is below 1.
     """
+    path = Path(folder) / REPORT
+    write_whole(path, render_report(scores, others=others, top=top, culprits=culprits).encode("utf-8"))
+    return path
+
+
+def render_report(
+    scores: Scores,
+    *,
+    others: Sequence[Scores] = (),
+    top: int = 100,
+    culprits: Mapping[str, set[str]] | None = None,
+) -> str:
+    """The page itself, as `write_report` writes it."""
     if top < 1:
         raise UsageError(f"top={top}", expected="at least 1 row", fix="leave it out")
     methods = [scores, *others]
     contents = page_contents(methods, top=top, culprits=culprits)
-    style, script = _text("report.css"), _text("report.js")
-    page = _template().render(
+    style, script = _text("report.css"), _bundle("report.js")
+    return _template().render(
         title=_title(contents),
         policy="; ".join(
             (
@@ -75,9 +89,6 @@ def write_report(
         provenance=[(visible(key), visible(value)) for key, value in flattened(_provenance(methods))],
         command=_command(scores.provenance),
     )
-    path = Path(folder) / REPORT
-    write_whole(path, page.encode("utf-8"))
-    return path
 
 
 def embedded(contents: Any) -> str:
@@ -146,7 +157,7 @@ def _first_answer(contents: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "rank": rank,
                 "id": row["id"],
-                "score": entry[1],
+                "score": entry[2],
                 "guilty": entry[0] in guilty,
                 "prompt": _marked(row["p"].split(contents["separator"]), marked),
                 "completion": _marked(row["c"].split(contents["separator"]), marked),
@@ -180,6 +191,28 @@ def _marked(parts: Sequence[str], words: set[str]) -> list[tuple[str, bool]]:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+@cache
+def _bundle(name: str) -> str:
+    """A script and the modules it imports, each once, before it is needed, in one block.
+
+    Modules share the block's names: two that define the same one are a syntax error in every browser.
+    """
+    placed: dict[str, str] = {}
+
+    def place(path: str) -> None:
+        if path in placed:
+            return
+        placed[path] = ""
+        source = _text(path)
+        for needed in re.findall(r'^import \{[^}]*\} from "\./([^"]+)";$', source, re.MULTILINE):
+            place(needed if "/" in needed else f"{path.rpartition('/')[0]}/{needed}".lstrip("/"))
+        del placed[path]
+        placed[path] = re.sub(r'^import \{[^}]*\} from "[^"]+";\n|^export ', "", source, flags=re.MULTILINE)
+
+    place(name)
+    return '"use strict";\n{\n' + "\n".join(placed.values()) + "\n}"
 
 
 @cache

@@ -76,6 +76,12 @@ def query_words(queries: Sequence[Query]) -> frozenset[str]:
     return known if all(isinstance(query.prompt, str) for query in queries) else known - ROLES
 
 
+def query_texts(queries: Sequence[Query]) -> list[list[str]]:
+    """The folded words of each query's prompt and output, in order."""
+    texts = [f"{query.prompt_text} {query.output or ''}" for query in queries]
+    return [[fold(text[start:end]) for start, end in words(text)] for text in texts]
+
+
 def overlap(text: str, query: str | frozenset[str]) -> list[Span]:
     """The words of a text that also occur in the query.
 
@@ -88,3 +94,38 @@ def overlap(text: str, query: str | frozenset[str]) -> list[Span]:
     """
     known = vocabulary([query]) if isinstance(query, str) else query
     return [(start, end) for start, end in words(text) if fold(text[start:end]) in known]
+
+
+def shared_runs(row: Sequence[str], queries: Sequence[Sequence[str]], least: int = 3) -> list[Span]:
+    """Stretches of a row's words that also stand in a query, word for word: the longest from each place on, from left
+    to right, without overlaps.
+
+    Args:
+        row: the row's words, folded. queries: the words of each query, folded.
+        least: words of the shortest stretch that counts.
+
+    Returns:
+        [(start, end)] in words of the row, end exclusive.
+    """
+    grams: dict[tuple[str, ...], set[tuple[int, int]]] = {}
+    for q, words_ in enumerate(queries):
+        for at in range(len(words_) - least + 1):
+            grams.setdefault(tuple(words_[at : at + least]), set()).add((q, at))
+    found: list[Span] = []
+    start = 0
+    while start <= len(row) - least:
+        places = grams.get(tuple(row[start : start + least]))
+        if not places:
+            start += 1
+            continue
+        end = start + least
+        while end < len(row):
+            following = {
+                (q, at + 1) for q, at in places if at + least < len(queries[q]) and queries[q][at + least] == row[end]
+            }
+            if not following:
+                break
+            places, end = following, end + 1
+        found.append((start, end))
+        start = end
+    return found

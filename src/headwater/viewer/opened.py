@@ -1,0 +1,329 @@
+"""What `headwater serve` was given: an index or a finished trace, its rows, its models, and what can be done with them.
+
+The server and its worker open the same `Place`, each in its own process.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from headwater.attribution.compute import Compute
+from headwater.attribution.indexed import check_stored, run_of, run_of_record
+from headwater.attribution.loop import planned
+from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.checkpoints import TrainingRun
+from headwater.errors import DataError, HeadwaterError, RunError, UsageError
+from headwater.examples import Columns, Examples, TokenFormat, read_examples
+from headwater.index.folder import Folder
+from headwater.index.manifest import MANIFEST, Index
+from headwater.methods.table import METHODS, make_method
+from headwater.report.facets import Facet, facets
+from headwater.run import digest
+from headwater.scores import read_manifest
+
+How = Literal["index", "words", "rows"]
+"""What a method costs here: seconds from the stored gradients, words alone, or a pass over all rows."""
+
+ROW_OPTIONS = ("train", "split", "template", "prompt", "completion", "messages", "text", "id")
+"""Of `Place.rows`: the file, and the columns as `headwater trace` names them."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What to open; JSON values, so that a worker process can be told.
+
+    Attributes:
+        folder: of an index or a finished trace. state: of the viewer's own files; None: FOLDER.viewer, beside it.
+        models: arguments of `TrainingRun.from_pretrained`, where the models were moved or allowed more.
+        rows: the ROW_OPTIONS that were given, where the rows of a trace were moved.
+        device: for the models.
+    """
+
+    folder: str
+    state: str | None = None
+    models: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An index or a finished trace, ready to be asked.
+
+    Attributes:
+        train: the rows. index: where there is one, also behind a trace. manifest: of a trace.
+        run: the models; None where they cannot be used, and `why` says why.
+        config: checkpoints, token format and computation that the rows' gradients were made with.
+    """
+
+    place: Place
+    kind: Literal["index", "trace"]
+    train: Examples
+    index: Index | None
+    manifest: Mapping[str, Any] | None
+    run: TrainingRun | None
+    why: str | None
+    config: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, place: Place) -> Opened:
+        """Opens it; no model is loaded.
+
+        Raises:
+            HeadwaterError: neither an index nor a finished trace; rows or models that were named and do not fit.
+        """
+        folder = Folder(place.folder)
+        if folder.exists(MANIFEST):
+            index = Index.open(folder)
+            run, why = _models(place, index.config, index)
+            return cls(
+                place=place,
+                kind="index",
+                train=index.examples(),
+                index=index,
+                manifest=None,
+                run=run,
+                why=why,
+                config=index.config,
+            )
+        if folder.exists("trace.json"):
+            return _open_trace(cls, place, folder.path)
+        if folder.exists("parts"):
+            Index.open(folder)  # says that its build was interrupted
+        if folder.exists("config.json"):
+            read_manifest(folder.path)  # says that the trace was interrupted
+        raise RunError(
+            f"{folder} is neither an index nor a finished trace",
+            expected=f"a folder with {MANIFEST} (of headwater index) or trace.json (of headwater trace --out)",
+            cause="another folder" if folder.exists() else "it does not exist",
+            fix="check the path, or build one with headwater index",
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return Path(self.place.folder).resolve().name if "://" not in self.place.folder else self.place.folder
+
+    @property
+    def state(self) -> Path:
+        """Folder of the viewer's own files.
+
+        Raises:
+            UsageError: of a remote folder none was named.
+        """
+        if self.place.state is not None:
+            return Path(self.place.state)
+        if "://" in self.place.folder:
+            raise UsageError(
+                f"{self.place.folder} is remote", expected="a folder here for the viewer's files", fix="give --state"
+            )
+        folder = Path(self.place.folder).resolve()
+        return folder.with_name(f"{folder.name}.viewer")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies rows and models, or the trace."""
+        if self.index is not None and self.kind == "index":
+            return self.index.fingerprint
+        return digest((Path(self.place.folder) / "trace.json").read_bytes())
+
+    @cached_property
+    def facets(self) -> tuple[Facet, ...]:
+        return facets(self.train)
+
+    @property
+    def format(self) -> TokenFormat:
+        return TokenFormat(**self.config["format"])
+
+    @property
+    def compute(self) -> Compute:
+        """As the rows' gradients were made, on the device that was asked for."""
+        stored: dict[str, Any] = dict(self.config["compute"])
+        stored |= {"parameters": tuple(stored["parameters"]), "device": self.place.device}
+        return Compute(**stored)
+
+    def require_run(self) -> TrainingRun:
+        """The models. Raises UsageError where they cannot be used."""
+        if self.run is None:
+            raise UsageError(
+                "no models to ask", expected="the models of this trace", cause=self.why, fix="give --checkpoints"
+            )
+        return self.run
+
+    def method(self, name: str, options: Mapping[str, Any]) -> tuple[Method, Plan, How]:
+        """A method, its plan, and what it costs here.
+
+        Raises:
+            HeadwaterError: it cannot be used here, and why.
+        """
+        if name not in METHODS:
+            make_method(name)  # says which there are
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        rank = int(self.index.config["compute"]["rank"]) if self.index is not None else None
+        if rank and "rank" in METHODS[name].options():
+            given = {"rank": rank} | given
+        if METHODS[name].needs_base and self.run is not None and self.run.base is None:
+            given = {"beta": 0.0} | given
+        method = make_method(name, **given)
+        if hasattr(method, "score_text"):
+            return method, TextPlan(), "words"
+        run = self.require_run()
+        plan = planned(method, run, rank)
+        if rank and isinstance(plan, GradientPlan):
+            try:
+                check_stored(name, plan, rank)
+            except UsageError:
+                return method, planned(method, run, None), "rows"
+            return method, plan, "index"
+        return method, plan, "rows"
+
+    def able_methods(self) -> list[dict[str, Any]]:
+        """Every method: what it computes and costs, and whether it can be used here."""
+        found = []
+        for name, info in METHODS.items():
+            record: dict[str, Any] = {
+                "name": name,
+                "computes": info.computes,
+                "cost": info.cost,
+                "status": info.status,
+                "source": info.source,
+            }
+            try:
+                found.append(record | {"how": self.method(name, {})[2], "able": True})
+            except HeadwaterError as error:
+                found.append(record | {"how": "rows", "able": False, "why": str(error)})
+        return found
+
+    def able(self, *, base: bool = False) -> dict[str, Any]:
+        """Whether the models (or the base) can be asked."""
+        if self.run is None:
+            return {"able": False, "why": self.why or "there are no models"}
+        if base and self.run.base is None:
+            return {"able": False, "why": "There is no base model: give --base to compare with it."}
+        return {"able": True}
+
+
+def _models(place: Place, config: Mapping[str, Any], index: Index | None) -> tuple[TrainingRun | None, str | None]:
+    """The models, or why there are none. What the user named must fit."""
+    given = TrainingRun.from_pretrained(**place.models) if place.models.get("checkpoints") else None
+    name = Path(place.folder).name
+    try:
+        run = run_of(index, given) if index is not None else run_of_record(config, name, given)
+    except HeadwaterError as error:
+        if given is not None:
+            raise
+        return None, str(error)
+    except (KeyError, TypeError) as error:
+        return None, f"{name} does not say which models it was made from ({error})."
+    allowed = {key: value for key, value in place.models.items() if key in ("trust_remote_code", "allow_pickle")}
+    return replace(run, **allowed), None
+
+
+def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
+    manifest = read_manifest(folder)
+    config: Mapping[str, Any] = manifest["provenance"]
+    index = None
+    if "index" in config:
+        try:
+            index = Index.open(config["index"]["place"])
+            index = index if index.fingerprint == config["index"]["fingerprint"] else None
+        except HeadwaterError:
+            index = None
+    kept = _kept_rows(folder, manifest)
+    if place.rows.get("train"):
+        train = _read(place.rows)
+    elif index is not None:
+        train = index.examples(kept)
+        kept = None
+    else:
+        train = _read(_rows_of_command(folder, config))
+    if kept is not None and max(kept, default=0) < len(train):
+        train = Examples([train[n] for n in kept], name=train.name, template=train.template)
+    _check_rows(folder, manifest, train)
+    run, why = _models(place, config if index is None else index.config, index)
+    if manifest.get("scored_rows", manifest["rows"]) != manifest["rows"]:
+        run, why = None, "Only the first and last rows of this trace were kept: open the index itself to ask more."
+    elif run is not None and not {"format", "compute"} <= set(config if index is None else index.config):
+        run, why = None, f"{folder.name} does not say how its rows became tokens."
+    return cls(
+        place=place,
+        kind="trace",
+        train=train,
+        index=index,
+        manifest=manifest,
+        run=run,
+        why=why,
+        config=config if index is None else index.config,
+    )
+
+
+def _kept_rows(folder: Path, manifest: Mapping[str, Any]) -> list[int] | None:
+    """Numbers of the rows of a trace that kept only some; None where it kept all."""
+    import pyarrow.parquet as pq
+
+    if manifest.get("scored_rows", manifest["rows"]) == manifest["rows"]:
+        return None
+    table = pq.read_table(folder / "scores.parquet", columns=["row"])
+    return [int(n) for n in table.column("row").to_pylist()[: manifest["rows"]]]
+
+
+def _check_rows(folder: Path, manifest: Mapping[str, Any], train: Examples) -> None:
+    """Raises DataError where the rows are not those of the trace."""
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(folder / "scores.parquet", columns=["content_hash"]).column("content_hash")
+    if column.to_pylist()[: manifest["rows"]] != [row.content_hash for row in train]:
+        raise DataError(
+            f"{train.name} is not the data {folder} was traced with",
+            expected="the same rows in the same order",
+            fix="give the original file with --train",
+        )
+
+
+def _rows_of_command(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command that made a trace said about its rows.
+
+    Raises:
+        UsageError: it is not known, or the file is no longer there.
+    """
+    words = shlex.split(str(config.get("command", "")))
+    found: dict[str, Any] = {}
+    for name in ROW_OPTIONS:
+        flag = f"--{name}" if name in ("train", "split", "template") else f"--{name}-column"
+        for number, word in enumerate(words):
+            if word == flag and number + 1 < len(words):
+                found[name] = words[number + 1]
+            elif word.startswith(f"{flag}="):
+                found[name] = word.partition("=")[2]
+    if "train" not in found or not (Path(found["train"]).exists() or _HUB_ID.fullmatch(found["train"])):
+        named = found.get("train") or config.get("train", {}).get("name", "the training rows")
+        raise UsageError(
+            f"the rows of {folder} ({named}) are not there",
+            expected="the file that the trace was made with",
+            cause="another working folder, or a file that was moved" if "train" in found else "a trace made in Python",
+            fix="say where it is with --train",
+        )
+    return found
+
+
+def _read(rows: Mapping[str, Any]) -> Examples:
+    columns = {name: rows.get(name) for name in ("prompt", "completion", "messages", "text", "id")}
+    return read_examples(
+        rows["train"],
+        split=rows.get("split"),
+        columns=Columns(**columns),
+        template=rows.get("template") or "auto",
+    )
+
+
+def place_record(place: Place) -> dict[str, Any]:
+    """A place as JSON values."""
+    return asdict(place)
