@@ -9,13 +9,15 @@ import torch
 from workload import RANK, Document, Job, Result, run_tool
 
 from headwater.attribution.building import ChunkGradients
+from headwater.attribution.compute import Compute
 from headwater.attribution.models import Place
 from headwater.examples import Encoded
-from headwater.gradients.batches import collate
+from headwater.gradients.batches import Batch, collate
 from headwater.gradients.contraction import FORMS, Form, SideGradients, side_gradients
 from headwater.gradients.curvature import fitting
-from headwater.gradients.curvature.options import Curvature, Step
+from headwater.gradients.curvature.options import PLAIN, Curvature, Source, Step
 from headwater.gradients.inner import Contractor, Product
+from headwater.gradients.kept import Kept, Passes
 from headwater.gradients.layers import select_layers
 from headwater.gradients.projection import Projection
 from headwater.index.store import CheckpointStore, Shape, Writer
@@ -73,27 +75,33 @@ def ekfac(job: Job) -> Result:
     rows, sides = encoded(job.documents), encoded(job.queries)
     place = Place("made", job.model, select_layers(job.model).layers, PRECISION)
     curvature = Curvature(kind="ekfac", damping=0.1, labels="data")
+    source = Source.of(PLAIN, curvature)
+    kept = Kept({source: Passes(3, whole=True)}, lambda: Compute().row_memory)
+
+    def batch(numbers: list[int]) -> Batch:
+        return collate([rows[row] for row in numbers], CPU, PRECISION, numbers=numbers)
+
     stages: list[fitting.Stage] = []
     stage: fitting.Stage | None = fitting.first_stage(curvature, place.hooks().shapes)
     while stage is not None:
-        hooks = place.hooks(trim=not stage.whole)
+        hooks = place.hooks(trim=False, kept=kept.begin(source))
         with hooks.attached():
-            for batch in job.batches:
-                stage.batch(hooks, collate([rows[row] for row in batch], CPU, PRECISION))
+            for numbers in job.batches:
+                stage.batch(hooks, batch(numbers))
         stages.append(stage)
         stage = fitting.next_stage(curvature, stages)
     spectrum = fitting.spectrum_of(curvature, stages)
-    hooks = place.hooks()
-    stored = side_gradients(hooks, sides, batch_tokens=2048, lengths=(1.0,), form="materialised")
+    stored = side_gradients(place.hooks(), sides, batch_tokens=2048, lengths=(1.0,), form="materialised")
     step = Step(curvature=curvature, at="here")
     stored = SideGradients.of_matrices(spectrum.apply(step, [layer.matrix() for layer in stored.layers]))
     product = Product("loss", "dot", "here")
     contractor = Contractor({"here": stored}, {"loss": np.eye(len(sides))}, (product,))
     out = np.zeros((len(sides), len(rows)))
+    hooks = place.hooks(trim=False, kept=kept.begin(source))
     with hooks.attached():
-        for batch in job.batches:
-            out[:, batch] = contractor(hooks, collate([rows[row] for row in batch], CPU, PRECISION))[0][product].numpy()
-    return Result(out, "empirical Fisher, damping 0.1 of the mean eigenvalue; factors in memory")
+        for numbers in job.batches:
+            out[:, numbers] = contractor(hooks, batch(numbers))[0][product].numpy()
+    return Result(out, f"empirical Fisher, damping 0.1 of the mean eigenvalue; {kept.sentence()}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Compute:
         batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator,
             fewer where the activations of so many do not fit in memory.
         query_memory: bytes for the gradients of the queries; more queries go in several passes.
+        row_memory: bytes for gradients of rows that several passes at one checkpoint read (curvature, then scores): as
+            many as fit are made once. Never more than four tenths of the memory that is free; 0 keeps none.
         max_new_tokens: of an output that the last checkpoint generates where a query has none.
         rank: project every layer's gradients to rank x rank numbers; None: exact. seed: of that projection.
         contraction: "auto": for each layer and batch the form that costs least; or always one form. All give the
@@ -41,6 +43,7 @@ class Compute:
     device: str = "auto"
     batch_tokens: int | None = None
     query_memory: int = 4 << 30
+    row_memory: int = 4 << 30
     max_new_tokens: int = 32
     rank: int | None = None
     seed: int = 0

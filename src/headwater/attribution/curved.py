@@ -6,7 +6,7 @@ Shapes: S sides, O outputs, I inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,9 @@ from headwater.errors import RunError
 from headwater.gradients.batches import Loss, collate
 from headwater.gradients.contraction import SideGradients
 from headwater.gradients.curvature import fitting
-from headwater.gradients.curvature.options import Curvature, Space, Step
+from headwater.gradients.curvature.options import Curvature, Source, Space, Step
 from headwater.gradients.curvature.spectrum import Map, Spectrum
+from headwater.gradients.kept import Kept, Passes
 from headwater.run import RunState, digest
 
 if TYPE_CHECKING:
@@ -48,6 +49,25 @@ class Curvatures:
         self._rows, self._state, self._adam, self._bar = rows, state, adam, bar
         self._loaded: dict[str, Spectrum] = {}
         self._scales: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._kept: Kept | None = None
+
+    def begin(self, planned: Mapping[Source, Passes], budget: Callable[[], int]) -> None:
+        """Plans the passes at one checkpoint; `budget`: bytes for gradients of rows that several of them read."""
+        self._kept = Kept(planned, budget)
+
+    def hooks(
+        self, place: Place, space: Space, loaded: Callable[[], Place], curvature: Curvature | None = None
+    ) -> FactorHooks:
+        """Hooks for one of the planned passes: that fits a curvature, or that scores."""
+        source = Source.of(space, curvature)
+        passes = Passes(1) if self._kept is None else self._kept.planned.get(source, Passes(1))
+        return place.hooks(
+            rank=space.rank or None,
+            scales=self.scales(place.name, space, loaded),
+            trim=not passes.whole,
+            compact=passes.count > 1 and not passes.whole,
+            kept=None if self._kept is None else self._kept.begin(source),
+        )
 
     def fit(self, at: str, space: Space, curvature: Curvature, loaded: Callable[[], Place]) -> None:
         """Fits one, where it is not in the state already."""
@@ -59,17 +79,14 @@ class Curvatures:
             self._state.save(name, self._adam(at, loaded()).arrays())
             return
         place = loaded()
-        scales = self.scales(at, space, loaded)
+        shapes = place.hooks(rank=space.rank or None).shapes
         stages: list[fitting.Stage] = []
-        stage: fitting.Stage | None = None
+        loss = Source.of(space, curvature).loss
         while True:
-            hooks = place.hooks(rank=space.rank or None, scales=scales)
-            stage = fitting.next_stage(curvature, stages) if stages else fitting.first_stage(curvature, hooks.shapes)
+            stage = fitting.next_stage(curvature, stages) if stages else fitting.first_stage(curvature, shapes)
             if stage is None:
                 break
-            if stage.whole:
-                hooks = place.hooks(rank=space.rank or None, scales=scales, trim=False)
-            loss = curvature.loss if curvature.labels == "sampled" else space.loss
+            hooks = self.hooks(place, space, loaded, curvature)
             # K-FAC's sums are EK-FAC's first ones
             owner = replace(curvature, kind="kfac") if isinstance(stage, fitting.Covariances) else curvature
             piece = f"{_name(at, space, owner)}-{len(stages)}"
@@ -126,9 +143,14 @@ class Curvatures:
         return Spectrum(step.curvature, self._loaded[name].bases)
 
     def forget(self) -> None:
-        """Frees the memory of the curvatures; they stay in the state."""
+        """Frees the memory of the curvatures, which stay in the state, and of the rows' gradients; says what was kept
+        of these."""
         self._loaded.clear()
         self._scales.clear()
+        sentence = "" if self._kept is None else self._kept.sentence()
+        if sentence:
+            progress.note(sentence[0].upper() + sentence[1:] + ".")
+        self._kept = None
 
     def _sum(self, stage: fitting.Stage, hooks: FactorHooks, name: str, place: Place, loss: Loss, seed: int) -> None:
         sum_rows(stage, hooks, name, place, self._rows, self._state, self._bar, loss=loss, seed=seed)
@@ -157,7 +179,8 @@ def sum_rows(
             if number >= first:
                 for batch in chunk:
                     encoded = [rows.encoded[row] for row in batch]
-                    stage.batch(hooks, collate(encoded, place.device, place.precision, loss=loss, seed=seed))
+                    collated = collate(encoded, place.device, place.precision, loss=loss, seed=seed, numbers=batch)
+                    stage.batch(hooks, collated)
                     bar.advance(rows.tokens([batch]))
                 last = number + 1 == len(rows.chunks)
                 if last or time.monotonic() - saved > SAVE_SECONDS:

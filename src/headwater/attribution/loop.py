@@ -30,7 +30,7 @@ from headwater.attribution.work import Doubt, Key, Visit, terms, visits
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
-from headwater.gradients.curvature.options import PLAIN, Space, Step
+from headwater.gradients.curvature.options import PASSES, PLAIN, Space, Step
 from headwater.gradients.measurement import Sides, check_queries, encode_queries
 from headwater.run import RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
@@ -345,14 +345,15 @@ class _Loop:
         if products and self._directional(visit, sides, loaded):
             self._differences(visit, products, sides, loaded, done, bar)
             products = []
-        for space, curvature in sorted(visit.curvatures):
-            self.curved.fit(name, space, curvature, loaded)
         groups: dict[tuple[Space, tuple[Step, ...]], list[Product]] = {}
         for product in products:
             groups.setdefault((product.space, product.rows), []).append(product)
+        spaces = {space for space, _ in (*visit.keep_sides, *groups)}
+        blocks = {space: self._blocks(sides, queries, loaded, space) for space in sorted(spaces)}
+        self.curved.begin(visit.passes({space: len(found) for space, found in blocks.items()}), self.models.row_memory)
+        for space, curvature in sorted(visit.curvatures):
+            self.curved.fit(name, space, curvature, loaded)
         if groups or visit.keep_sides:
-            spaces = {space for space, _ in (*visit.keep_sides, *groups)}
-            blocks = {space: self._blocks(sides, queries, loaded, space) for space in sorted(spaces)}
             for space, dense in sorted(visit.keep_sides):
                 for number, block in enumerate(blocks[space]):
                     piece = _sides_name(name, number, space, dense)
@@ -362,7 +363,7 @@ class _Loop:
             for (space, _), group in groups.items():
                 share = bar.scaled(1 / len(blocks[space]))
                 self._inner_products(name, group, blocks[space], sides, loaded, done, share)
-            self.curved.forget()
+        self.curved.forget()
         for difference in sorted(visit.differences, key=repr):
             stem = f"{name}/difference-{digest(repr(difference).encode())[:8]}"
             done[name, difference] = passes.difference_pass(loaded, self.rows, stem, difference, sides, self.state, bar)
@@ -397,7 +398,7 @@ class _Loop:
                 matrices = {m: part.matrix(m) for m in sorted({p.measurement for p in products})}
                 dense = any(p.steps or p.rows for p in products)
                 stored = {p.query: self._stored(p, number, name, place, part, dense) for p in products}
-                hooks = place.hooks(rank=space.rank or None, scales=self.curved.scales(name, space, loaded))
+                hooks = self.curved.hooks(place, space, loaded)
                 mapped = self.curved.rows_map(rows, space, place.device)
                 found, sentence = passes.gradient_pass(
                     place, self.rows, stem, products, stored, matrices, self.state, bar, self._form, hooks, mapped
@@ -571,7 +572,7 @@ def encode_rows(encoder: Encoder, train: Examples, notes: dict[str, Any]) -> lis
 
 def _passes(visit: Visit, sides: Sides) -> int:
     """Passes over the rows, the base's and checkpoint's fits among them."""
-    fits = sum({"ekfac": 2, "datainf": 2, "adam": 0}.get(curvature.kind, 1) for _, curvature in visit.curvatures)
+    fits = sum(PASSES[curvature.kind] for _, curvature in visit.curvatures)
     scales = len({space.loss for space, _ in visit.curvatures if space.scaled})
     products = len({(product.space, product.rows) for product in visit.products})
     return fits + scales + products + 2 * len(sides.targets) * len(visit.differences) + len(visit.representations)

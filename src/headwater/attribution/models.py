@@ -16,6 +16,7 @@ from headwater.examples import Encoded
 from headwater.gradients.curvature.spectrum import Spectrum
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.inner import InnerProduct
+from headwater.gradients.kept import KeptPass
 from headwater.gradients.layers import Layer, select_layers
 from headwater.gradients.projection import Projection, Scales
 
@@ -47,11 +48,20 @@ class Place:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
-    def hooks(self, *, trim: bool = True, rank: int | None = None, scales: Scales | None = None) -> FactorHooks:
+    def hooks(
+        self,
+        *,
+        trim: bool = True,
+        rank: int | None = None,
+        scales: Scales | None = None,
+        kept: KeptPass | None = None,
+        compact: bool = False,
+    ) -> FactorHooks:
         """Hooks on the layers.
 
         Args:
             rank: of the projection; None: as `projection` says; 0: none.
+            trim, scales, kept, compact: as `FactorHooks` has them.
         """
         projection = self.projection
         if rank is not None:
@@ -64,6 +74,8 @@ class Place:
             scales=scales,
             recompute=self.recompute,
             trim=trim,
+            kept=kept,
+            compact=compact,
         )
 
 
@@ -124,6 +136,12 @@ class Models:
                     progress.note(f"Batches of {kept} tokens: more would not fit in memory.")
             self.batch_tokens = kept
         return self.batch_tokens
+
+    def row_memory(self) -> int:
+        """Bytes for gradients of rows that several passes read: what the user allows, where so much is free."""
+        from headwater.attribution.measuring import MEMORY_SHARE, free_bytes
+
+        return min(self._compute.row_memory, int(MEMORY_SHARE * free_bytes(self.device)))
 
     def check_half(
         self, encoded: Sequence[Encoded], sides: Sequence[Encoded], inners: Sequence[InnerProduct]

@@ -136,6 +136,7 @@ def _measured(
                 place = place or models.load(at)
                 return place
 
+            curved.begin(visit.passes({}), models.row_memory)
             for space, curvature in sorted(visit.curvatures):
                 curved.fit(visit.checkpoint, space, curvature, loaded)
             for product in sorted(visit.products):
@@ -161,12 +162,12 @@ def _own_pass(
     if finished(stem, rows, state):
         return run_chunks(stem, rows, state, None, bar)
     place: Place = loaded()
-    hooks = place.hooks(rank=product.space.rank or None, scales=curved.scales(at, product.space, loaded))
+    hooks = curved.hooks(place, product.space, loaded)
     own = _Own(product, curved, place.device)
 
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
         encoded = [rows.encoded[row] for row in batch]
-        collated = collate(encoded, place.device, place.precision, loss=product.space.loss)
+        collated = collate(encoded, place.device, place.precision, loss=product.space.loss, numbers=batch)
         own.begin(collated.weight_K.new_zeros(collated.shape[0], dtype=hooks.precision))
         hooks.backward(collated, own.consume)
         found = {"own": own.end()}

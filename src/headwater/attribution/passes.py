@@ -125,7 +125,8 @@ def gradient_pass(
     loss = products[0].space.loss
 
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
-        collated = collate([rows.encoded[row] for row in batch], place.device, place.precision, loss=loss)
+        encoded = [rows.encoded[row] for row in batch]
+        collated = collate(encoded, place.device, place.precision, loss=loss, numbers=batch)
         sums, losses_B = contractor(hooks, collated)
         found = {product_name(product): value for product, value in sums.items()} | {"loss": losses_B}
         if loss == "margin":  # -log(p / (1 - p)) of a token -> 1 - p

@@ -12,9 +12,10 @@ import numpy as np
 
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, Plan, RepresentationPlan
 from headwater.checkpoints import BASE, TrainingRun
-from headwater.gradients.curvature.options import Curvature, Space
+from headwater.gradients.curvature.options import PASSES, Curvature, Source, Space
 from headwater.gradients.directional import Step
 from headwater.gradients.inner import Product
+from headwater.gradients.kept import Passes
 from headwater.gradients.measurement import Measurement
 
 
@@ -42,6 +43,24 @@ class Visit:
     representations: set[RepresentationPlan] = field(default_factory=set)
     curvatures: set[tuple[Space, Curvature]] = field(default_factory=set)
     keep_sides: set[tuple[Space, bool]] = field(default_factory=set)
+
+    def passes(self, blocks: Mapping[Space, int]) -> dict[Source, Passes]:
+        """Passes over the rows' gradients here.
+
+        Args:
+            blocks: of the queries, in each space.
+        """
+        count: dict[Source, int] = {}
+        whole: set[Source] = set()
+        for space, curvature in self.curvatures:
+            source = Source.of(space, curvature)
+            count[source] = count.get(source, 0) + PASSES[curvature.kind]
+            if curvature.kind in ("kfac", "ekfac"):
+                whole.add(source)
+        for space, _ in {(product.space, product.rows) for product in self.products}:
+            source = Source.of(space)
+            count[source] = count.get(source, 0) + blocks.get(space, 1)
+        return {source: Passes(number, source in whole) for source, number in count.items()}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Batch:
         column_BC: the places of each example, padded with its first position. real_BC: False at padding.
         uniform_K: where labels are sampled from the model, a number in [0, 1) for each target. margin: the loss of a
             token is -log(p / (1 - p)).
+        numbers: of the examples among the rows, where they have one: by them a batch is known again in a later pass.
     """
 
     input_ids_BT: torch.Tensor
@@ -40,6 +41,7 @@ class Batch:
     real_BC: torch.Tensor
     uniform_K: torch.Tensor | None = None
     margin: bool = False
+    numbers: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,6 +63,7 @@ def collate(
     whole: bool = False,
     loss: Loss = "likelihood",
     seed: int = 0,
+    numbers: Sequence[int] = (),
 ) -> Batch:
     """Pads rows to one length.
 
@@ -68,6 +71,7 @@ def collate(
         dtype: the type the loss is summed in.
         whole: keep every token of the rows.
         seed: of sampled labels, which depend on it and on the example's own tokens alone.
+        numbers: of the examples, by which factors that are kept are found again.
     """
     targets = [np.flatnonzero(row.loss_mask) for row in rows]
     used = [row.length if whole or not len(at) else int(at[-1]) for row, at in zip(rows, targets, strict=True)]
@@ -96,7 +100,9 @@ def collate(
     chance = None
     if loss == "sampled":
         chance = moved(np.concatenate([_uniform(row, len(at), seed) for row, at in zip(rows, targets, strict=True)]))
-    return Batch(moved(ids), moved(attention), *ends, moved(column), moved(real), chance, loss == "margin")
+    return Batch(
+        moved(ids), moved(attention), *ends, moved(column), moved(real), chance, loss == "margin", tuple(numbers)
+    )
 
 
 def _uniform(row: Encoded, count: int, seed: int) -> np.ndarray:

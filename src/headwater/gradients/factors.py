@@ -19,22 +19,20 @@ from torch.utils.checkpoint import checkpoint
 
 from headwater.errors import ModelError
 from headwater.gradients.batches import Batch
+from headwater.gradients.kept import Consume, KeptPass
 from headwater.gradients.layers import Layer
 from headwater.gradients.loss import by_example, head_of, token_losses
 from headwater.gradients.projection import Projection, ProjectionMatrices, Scales
 from headwater.gradients.trimming import Columns, trimmable, trimmed, trims
 
-Consume = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""Called once per layer during the backward pass with (layer number, a_BTI, d_BTO); d is zero at padding.
-
-A layer that is applied several times (shared weights) is handed over once, its applications laid along T."""
-
 
 class FactorHooks:
     """Hooks that hand the factors of every layer to a consumer, each as soon as the backward pass has them.
 
-    The consumer sees a layer as soon as all its applications have their gradients, so that no more than the factors
-    of one layer need to be kept beside what autograd itself holds.
+    The consumer is called once per layer with (layer number, a_BTI, d_BTO), as soon as all its applications have their
+    gradients, so that no more than the factors of one layer need to be kept beside what autograd itself holds. d is
+    zero at padding. A layer that is applied several times (shared weights) is handed over once, its applications laid
+    along T.
 
     Args:
         precision: type the factors are handed over in, whatever the model's.
@@ -45,6 +43,9 @@ class FactorHooks:
             the predicting positions, not all T.
         recompute: forget the activations inside the model's blocks and compute them again in the backward pass
             (activation checkpointing): less memory, one more forward pass.
+        kept: batches whose rows' numbers it knows are not run again.
+        compact: of projected gradients of more tokens than outputs, hand over the examples' gradients themselves: their
+            rows in place of activations, and the identity in place of output gradients.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class FactorHooks:
         scales: Scales | None = None,
         recompute: bool = False,
         trim: bool = True,
+        kept: KeptPass | None = None,
+        compact: bool = False,
     ) -> None:
         self._model, self._layers = model, layers
         self.precision, self.device = precision, next(model.parameters()).device
@@ -68,6 +71,8 @@ class FactorHooks:
             self.shapes = [(layer.rank_in, layer.rank_out) for layer in projection.layers]
         self.uses = [len(layer.modules) for layer in layers]
         self.trim, self._recompute = trim, recompute
+        self._kept, self._compact = kept, compact and projection is not None
+        self._one: dict[int, torch.Tensor] = {}
         self._columns = Columns()
         self._narrow: list[nn.Module] = []
         self._shape = (0, 0)
@@ -97,7 +102,25 @@ class FactorHooks:
             yield self
 
     def backward(self, batch: Batch, consume: Consume) -> torch.Tensor:
-        """One forward and one activation-only backward pass. Returns the losses [B], in nats."""
+        """One forward and one activation-only backward pass, or what was kept of it. Returns the losses [B], in
+        nats."""
+        if self._kept is None or not batch.numbers:
+            return self._run(batch, consume)
+        found = self._kept.find(batch.numbers, batch.shape[0] * batch.shape[1])
+        if found is not None:
+            with torch.no_grad():
+                for number, a_BTI, d_BTO in found.layers:
+                    consume(number, a_BTI, d_BTO)
+            self.token_losses_K = found.token_losses_K
+            return found.losses_B
+        consume, recorded = self._kept.record(consume)
+        losses_B = self._run(batch, consume)
+        if recorded is not None:
+            recorded.losses_B, recorded.token_losses_K = losses_B, self.token_losses_K
+            self._kept.put(batch.numbers, recorded)
+        return losses_B
+
+    def _run(self, batch: Batch, consume: Consume) -> torch.Tensor:
         if not self._own_head:
             head_of(self._model, batch)  # the first time this runs the model, and no hook must see it
         self._narrow = self._unneeded(batch)
@@ -152,7 +175,15 @@ class FactorHooks:
             d = pairs[0][1] if len(pairs) == 1 else torch.cat([pair[1] for pair in pairs], 1)
             pairs.clear()
             with torch.no_grad():
-                self._consume(number, a.to(self.precision), d.to(self.precision))
+                a, d = a.to(self.precision), d.to(self.precision)
+                if self._compact and a.shape[1] > d.shape[2]:
+                    a, d = torch.bmm(d.mT, a), self._identity(d.shape[2]).expand(len(a), -1, -1)
+                self._consume(number, a, d)
+
+    def _identity(self, size: int) -> torch.Tensor:
+        if size not in self._one:
+            self._one[size] = torch.eye(size, dtype=self.precision, device=self.device)
+        return self._one[size]
 
     def _per_example(self, x: torch.Tensor, number: int) -> torch.Tensor:
         rows, tokens = self._shape

@@ -12,6 +12,8 @@ from headwater.errors import UsageError
 from headwater.gradients.batches import Loss
 
 Kind = Literal["fisher", "diagonal", "adam", "kfac", "ekfac", "datainf"]
+PASSES: dict[Kind, int] = {"ekfac": 2, "datainf": 2, "adam": 0, "kfac": 1, "fisher": 1, "diagonal": 1}
+"""Passes over the rows that fit it."""
 Function = Literal["inverse", "inverse_root", "decay", "integral", "direction"]
 
 
@@ -83,6 +85,23 @@ class Space:
     @property
     def loss(self) -> Loss:
         return "margin" if self.margin else "likelihood"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Source:
+    """Which gradients of the rows a pass over them reads: those of one source are the same in every pass."""
+
+    rank: int
+    scaled: bool
+    loss: Loss
+    seed: int = 0
+
+    @classmethod
+    def of(cls, space: Space, curvature: Curvature | None = None) -> Source:
+        """Of a pass that scores, or that fits a curvature."""
+        if curvature is not None and curvature.labels == "sampled":
+            return cls(rank=space.rank, scaled=space.scaled, loss=curvature.loss, seed=curvature.seed)
+        return cls(rank=space.rank, scaled=space.scaled, loss=space.loss)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
