@@ -120,6 +120,20 @@ class Population:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotScored:
+    """A row of the training data that has no score: its gradient could not be computed.
+
+    Attributes:
+        number: among all rows. reason: why not.
+    """
+
+    number: int
+    id: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """What a method answered.
 
@@ -128,6 +142,7 @@ class Scores:
         terms: term name -> [R, N]; values = sum of weights x terms.
         leanings: log-probabilities of the outputs under the base and the checkpoints.
         provenance: method and options, fingerprints, versions: all that is needed to do it again.
+        train: the rows that were scored. not_scored: rows of the training data that are not among them.
         population: where only the highest and lowest rows were kept, what all of them look like.
         placebo: [R, M] scores of rows that were never trained on: what chance gives.
         words: (number of the target, index of the row) -> its words, of the first rows where they were asked for.
@@ -145,6 +160,7 @@ class Scores:
     population: Population | None = None
     placebo: np.ndarray | None = None
     words: Mapping[tuple[int, int], RowWords] = field(default_factory=dict)
+    not_scored: Sequence[NotScored] = ()
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.targets), len(self.train)):
@@ -176,6 +192,7 @@ class Scores:
         leanings: Sequence[Leaning] = (),
         provenance: Mapping[str, Any] | None = None,
         population: Population | None = None,
+        not_scored: Sequence[NotScored] = (),
     ) -> Scores:
         """values = sum_k w_k term_k, the outer sum of the one equation."""
         values = np.zeros((len(targets), len(train)))
@@ -192,6 +209,7 @@ class Scores:
             leanings=leanings,
             provenance=provenance or {},
             population=population,
+            not_scored=not_scored,
         )
 
     def reweighted(self, weights: Mapping[str, float]) -> Scores:
@@ -223,6 +241,7 @@ class Scores:
             train=self.train,
             leanings=self.leanings,
             provenance=self.provenance,
+            not_scored=self.not_scored,
         )
 
     def target_number(self, target: int | str) -> int:
@@ -247,6 +266,7 @@ class Scores:
         deviations_N = robust_deviations(score_N, usual)
         q_N = self.q_values(r)
         out_N = self._stands_out(r, q_N)
+        numbers = self.numbers
         rows = []
         for rank, index in enumerate(order.tolist(), 1):
             example = self.train[index]
@@ -254,7 +274,7 @@ class Scores:
                 ScoredRow(
                     rank=rank,
                     index=index,
-                    number=index if self.population is None else int(self.population.numbers[index]),
+                    number=int(numbers[index]),
                     id=example.id,
                     source=example.source,
                     score=float(score_N[index]),
@@ -273,6 +293,14 @@ class Scores:
         """Scores of target `r` that say what is usual: of all rows, or of a sample where only some were kept."""
         found: np.ndarray = self.values[r] if self.population is None else self.population.sample[r]
         return found
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Of each row of `train` its number among all rows of the training data [N]."""
+        if self.population is not None:
+            return self.population.numbers
+        left_out = np.array([row.number for row in self.not_scored], np.int64)
+        return np.setdiff1d(np.arange(len(self.train) + len(left_out), dtype=np.int64), left_out)
 
     @property
     def rows(self) -> int:
@@ -321,6 +349,11 @@ class Scores:
             lines.append(f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median).")
         else:
             lines.append("No row stands out from the rest: do not read the order of the first rows as an answer.")
+        if self.not_scored:
+            named = "; ".join(f"{row.id} ({row.reason})" for row in self.not_scored[:3])
+            more = f"; and {len(self.not_scored) - 3} more" if len(self.not_scored) > 3 else ""
+            count = "1 row was" if len(self.not_scored) == 1 else f"{len(self.not_scored)} rows were"
+            lines.append(f"{count} not scored: {named}{more}.")
         return lines
 
     def save(self, folder: Path, *, others: Sequence[Scores] = (), top: int = 100) -> None:
@@ -332,7 +365,7 @@ class Scores:
         count = len(self.train)
         sink = pa.BufferOutputStream()
         rows = {
-            "row": np.arange(count, dtype=np.int64) if self.population is None else self.population.numbers,
+            "row": self.numbers,
             "id": [e.id for e in self.train],
             "source": [e.source for e in self.train],
             "content_hash": [e.content_hash for e in self.train],
@@ -399,6 +432,8 @@ class Scores:
             },
             "provenance": self.provenance,
         }
+        if self.not_scored:
+            manifest["not_scored"] = [vars(row) for row in self.not_scored]
         write_whole(folder / "trace.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
     @classmethod
@@ -423,6 +458,11 @@ class Scores:
             manifest["rows"],
             [Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]],
         )
+        not_scored = [NotScored(**record) for record in manifest.get("not_scored", ())]
+        if not_scored and len(train) == count + len(not_scored):
+            left_out = {row.number for row in not_scored}
+            scored = [row for number, row in enumerate(train) if number not in left_out]
+            train = Examples(scored, name=train.name, template=train.template)
         hashes = table.column("content_hash").to_pylist()[:count]
         if hashes != [e.content_hash for e in train]:
             raise DataError(
@@ -454,6 +494,7 @@ class Scores:
             leanings=[Leaning(**record) for record in manifest["leanings"]],
             provenance=manifest["provenance"],
             population=population,
+            not_scored=not_scored,
         )
         if (path / PLACEBO).exists():
             chance = pq.read_table(path / PLACEBO)

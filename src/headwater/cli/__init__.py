@@ -15,6 +15,7 @@ from headwater.cli.bench import bench
 from headwater.cli.demo import demo
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
+from headwater.cli.plan import plan
 from headwater.cli.trace import trace
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(trace)
 app.add_typer(index)
+app.command()(plan)
 app.command()(methods)
 app.command()(bench)
 app.command()(demo)
