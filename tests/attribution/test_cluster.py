@@ -20,7 +20,7 @@ import headwater as hw
 import tiny
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # a cluster takes a minute; ray's own warnings
 
 __all__ = ["killer"]
 

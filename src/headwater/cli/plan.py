@@ -152,7 +152,7 @@ def lines(shape: ModelShape, work: Work, cluster: Cluster, found: Forecast) -> l
     if cluster.device is not None:
         how = "one GPU" if found.per_model == 1 else f"{found.per_model} GPUs"
         if found.per_model > 1 and cluster.sharding == "device-map":
-            how += ", which work one after the other (--device-map auto)"
+            how += ", which work one after the other (not built yet: one device a model)"
         out.insert(5, ("one model on", how))
     return out
 
