@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from workload import RANK, Document, Job, Result, run_tool
 
-from headwater.attribution.building import ChunkGradients
+from headwater.attribution.chunks import ChunkGradients
 from headwater.attribution.compute import Compute
 from headwater.attribution.models import Place
 from headwater.examples import Encoded
@@ -37,7 +37,7 @@ def collect(job: Job) -> Result:
     projection = Projection.of(layers, RANK)
     sizes = tuple((layer.name, layer.features) for layer in projection.layers)
     shape = Shape(len(rows), len(rows), sizes, "float16")
-    gradients = ChunkGradients(Place("made", job.model, layers, PRECISION, projection), shape, rows, batch_tokens=2048)
+    gradients = ChunkGradients(Place("made", job.model, layers, PRECISION, projection), rows, batch_tokens=2048)
     with Writer(CheckpointStore.create(job.scratch, "checkpoint", shape)) as writer, gradients.hooks.attached():
         writer.put(0, *gradients(0, len(rows), Bar(None, 0)))
     return Result(

@@ -13,6 +13,8 @@ Anything else that escapes is a bug of headwater.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class HeadwaterError(Exception):
     """A mistake that the user can mend.
@@ -30,6 +32,14 @@ class HeadwaterError(Exception):
         self.got, self.expected, self.cause, self.fix = got, expected, cause, fix
         because = f" (likely cause: {cause})" if cause else ""
         super().__init__(" ".join(f"{got}; expected {expected}{because}. Next: {fix}".split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For errors that cross over from one process to another."""
+        return _again, (type(self), self.got, self.expected, self.fix, self.cause)
+
+
+def _again(kind: type[HeadwaterError], got: str, expected: str, fix: str, cause: str | None) -> HeadwaterError:
+    return kind(got, expected=expected, fix=fix, cause=cause)
 
 
 class UsageError(HeadwaterError):

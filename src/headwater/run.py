@@ -145,11 +145,7 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
             fix="wait for it, or give another --out",
         ) from None
     except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror})",
-            expected="a folder that can be written",
-            fix="give another --out",
-        ) from None
+        raise cannot_write(folder, error) from None
     begun = False
     try:
         remove_partial(folder)
@@ -159,10 +155,14 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
             refuse_other(folder, found, wanted)
         else:
             begun = True
-            write_whole(config_file, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+            try:
+                write_whole(config_file, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+            except OSError as error:
+                raise cannot_write(folder, error) from None
         yield RunState(folder / STATE)
     except HeadwaterError:
-        if begun and not (folder / STATE).exists():  # nothing was made: the corrected command may use the folder
+        # nothing was made: the corrected command may use the folder
+        if begun and all(_ours(file) or file.name == CONFIG for file in folder.iterdir()):
             config_file.unlink(missing_ok=True)
             (folder / LOCK).unlink(missing_ok=True)
             if made:
@@ -171,6 +171,15 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
         raise
     finally:
         lock.release()
+
+
+def cannot_write(folder: Path, error: OSError) -> RunError:
+    """What is said where the system refuses to write."""
+    return RunError(
+        f"{folder} cannot be written ({error.strerror})",
+        expected="a folder that can be written",
+        fix="make room or correct its permissions, or give another --out",
+    )
 
 
 def _ours(file: Path) -> bool:

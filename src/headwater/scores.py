@@ -121,6 +121,20 @@ class Population:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotScored:
+    """A row of the training data that has no score: its gradient could not be computed.
+
+    Attributes:
+        number: among all rows. reason: why not.
+    """
+
+    number: int
+    id: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """What a method answered.
 
@@ -129,6 +143,7 @@ class Scores:
         terms: term name -> [R, N]; values = sum of weights x terms.
         leanings: log-probabilities of the outputs under the base and the checkpoints.
         provenance: method and options, fingerprints, versions: all that is needed to do it again.
+        train: the rows that were scored. not_scored: rows of the training data that are not among them.
         population: where only the highest and lowest rows were kept, what all of them look like.
         placebo: [R, M] scores of rows that were never trained on: what chance gives.
         words: (number of the target, index of the row) -> its words, of the first rows where they were asked for.
@@ -146,6 +161,7 @@ class Scores:
     population: Population | None = None
     placebo: np.ndarray | None = None
     words: Mapping[tuple[int, int], RowWords] = field(default_factory=dict)
+    not_scored: Sequence[NotScored] = ()
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.targets), len(self.train)):
@@ -177,6 +193,7 @@ class Scores:
         leanings: Sequence[Leaning] = (),
         provenance: Mapping[str, Any] | None = None,
         population: Population | None = None,
+        not_scored: Sequence[NotScored] = (),
     ) -> Scores:
         """values = sum_k w_k term_k, the outer sum of the one equation."""
         values = np.zeros((len(targets), len(train)))
@@ -193,6 +210,7 @@ class Scores:
             leanings=leanings,
             provenance=provenance or {},
             population=population,
+            not_scored=not_scored,
         )
 
     def reweighted(self, weights: Mapping[str, float]) -> Scores:
@@ -211,6 +229,7 @@ class Scores:
             train=self.train,
             leanings=self.leanings,
             provenance=self.provenance,
+            not_scored=self.not_scored,
         )
 
     def check_weights(self, weights: Mapping[str, float]) -> None:
@@ -252,6 +271,7 @@ class Scores:
         deviations_N = robust_deviations(score_N, usual)
         q_N = self.q_values(r)
         out_N = self._stands_out(r, q_N)
+        numbers = self.numbers
         rows = []
         for rank, index in enumerate(order.tolist(), 1):
             example = self.train[index]
@@ -259,7 +279,7 @@ class Scores:
                 ScoredRow(
                     rank=rank,
                     index=index,
-                    number=index if self.population is None else int(self.population.numbers[index]),
+                    number=int(numbers[index]),
                     id=example.id,
                     source=example.source,
                     score=float(score_N[index]),
@@ -278,6 +298,14 @@ class Scores:
         """Scores of target `r` that say what is usual: of all rows, or of a sample where only some were kept."""
         found: np.ndarray = self.values[r] if self.population is None else self.population.sample[r]
         return found
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Of each row of `train` its number among all rows of the training data [N]."""
+        if self.population is not None:
+            return self.population.numbers
+        left_out = np.array([row.number for row in self.not_scored], np.int64)
+        return np.setdiff1d(np.arange(len(self.train) + len(left_out), dtype=np.int64), left_out)
 
     @property
     def rows(self) -> int:
@@ -308,7 +336,13 @@ class Scores:
         """The two first answers in words: was it the base model already, and does any row stand out?"""
         r = self.target_number(target)
         placebo_M = None if self.placebo is None else self.placebo[r]
-        return [*self.leaning_sentences(r), out_sentence(self.values[r], len(self.standing_out(r)), placebo_M)]
+        lines = [*self.leaning_sentences(r), out_sentence(self.values[r], len(self.standing_out(r)), placebo_M)]
+        if self.not_scored:
+            named = "; ".join(f"{row.id} ({row.reason})" for row in self.not_scored[:3])
+            more = f"; and {len(self.not_scored) - 3} more" if len(self.not_scored) > 3 else ""
+            count = "1 row was" if len(self.not_scored) == 1 else f"{len(self.not_scored)} rows were"
+            lines.append(f"{count} not scored: {named}{more}.")
+        return lines
 
     def leaning_sentences(self, target: int | str = 0) -> list[str]:
         """Was it the base model already? Nothing where no model was asked."""
@@ -324,7 +358,7 @@ class Scores:
         count = len(self.train)
         sink = pa.BufferOutputStream()
         rows = {
-            "row": np.arange(count, dtype=np.int64) if self.population is None else self.population.numbers,
+            "row": self.numbers,
             "id": [e.id for e in self.train],
             "source": [e.source for e in self.train],
             "content_hash": [e.content_hash for e in self.train],
@@ -391,6 +425,8 @@ class Scores:
             },
             "provenance": self.provenance,
         }
+        if self.not_scored:
+            manifest["not_scored"] = [vars(row) for row in self.not_scored]
         write_whole(folder / "trace.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
     @classmethod
@@ -410,6 +446,11 @@ class Scores:
             )
         targets = [Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]]
         count, scored = manifest["rows"], manifest.get("scored_rows", manifest["rows"])
+        not_scored = _not_scored(path, manifest.get("not_scored", ()))
+        if not_scored and len(train) == count + len(not_scored):
+            left_out = {row.number for row in not_scored}
+            rest = [row for number, row in enumerate(train) if number not in left_out]
+            train = Examples(rest, name=train.name, template=train.template)
         table = Table(path / "scores.parquet", count * len(targets))
         if table.texts("content_hash")[:count] != [e.content_hash for e in train]:
             raise DataError(
@@ -440,6 +481,7 @@ class Scores:
             leanings=[Leaning(**{key: record[key] for key in LEANING}) for record in manifest["leanings"]],
             provenance=manifest["provenance"],
             population=population,
+            not_scored=not_scored,
         )
         if (path / PLACEBO).exists():
             chance, names = Table(path / PLACEBO), [f"{method}/{target.name}" for target in targets]
@@ -453,6 +495,13 @@ def _queries(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Query]:
     try:
         return [Query(**_tuples(record)) for record in records]
     except (TypeError, DataError) as error:
+        raise damaged(folder / "trace.json", str(error)[:160]) from None
+
+
+def _not_scored(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[NotScored]:
+    try:
+        return [NotScored(**record) for record in records]
+    except TypeError as error:
         raise damaged(folder / "trace.json", str(error)[:160]) from None
 
 

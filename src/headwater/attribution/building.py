@@ -6,7 +6,7 @@
 The unit of work is a chunk of one checkpoint: a killed build loses at most the chunks in flight, and the bytes of the
 result do not depend on when it was killed.
 
-Shapes: C rows of a chunk, B rows of a batch, F features.
+Shapes: C rows of a chunk, F features.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from headwater import progress
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import encode_rows
+from headwater.attribution.quarantine import DEATHS, Attempts, Child, Quarantine, find_deadly, not_finite
 from headwater.checkpoints import BASE, TrainingRun
-from headwater.errors import DataError, HeadwaterError, RunError, UsageError
+from headwater.errors import DataError, HeadwaterError, ModelError, RunError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, TokenFormat
 from headwater.index.folder import Folder
 from headwater.index.manifest import MANIFEST, ROWS, Index, IndexedLayer, Part, part_folder, sizes, write_rows
@@ -31,8 +32,7 @@ from headwater.index.store import CheckpointStore, FeatureType, Shape, Writer
 from headwater.run import CONFIG, LOCK, refuse_other, remove_partial, run_directory, versions
 
 if TYPE_CHECKING:
-    import torch
-
+    from headwater.attribution.cluster import Cluster
     from headwater.attribution.models import Models, Place
 
 DEFAULT_RANK = 16
@@ -55,6 +55,9 @@ def build_index(
     features: FeatureType = "float16",
     chunk_rows: int | None = None,
     append: bool = False,
+    quarantine: bool = False,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> Index:
     """Builds an index of the gradients of every training row at every checkpoint and at the base.
 
@@ -66,6 +69,10 @@ def build_index(
         features: type of the stored numbers.
         chunk_rows: rows of a chunk; by default as many as fit in 32 MiB, at most 1,024.
         append: add these rows to a finished index of the same run.
+        quarantine: leave out rows whose gradient is not finite, instead of refusing them. Rows that kill the process
+            are always left out. `Index.quarantined` lists them.
+        ray: build on the Ray cluster of this address ("auto", "local", "head:6379"); the result has the same bytes.
+        workers: of the cluster; by default one for each GPU, or each CPU where there is none.
 
     Raises:
         HeadwaterError: one line for anything that the caller can mend.
@@ -83,7 +90,13 @@ def build_index(
         return before
     name = f"{len(before.parts) if before else 0:03d}"
     with _part_directory(folder, name, config, new=before is None):
-        return _Build(run, train, format, compute, features, chunk_rows, folder, name, config, before).run()
+        build = _Build(run, train, format, compute, features, chunk_rows, folder, name, config, before, quarantine)
+        if ray is None:
+            return build.run()
+        from headwater.attribution.cluster import connected
+
+        with connected(ray, workers) as cluster:
+            return build.run_on(cluster)
 
 
 def describe_index(
@@ -193,49 +206,105 @@ class _Build:
         name: str,
         config: Mapping[str, Any],
         before: Index | None,
+        quarantine: bool,
     ) -> None:
         self._run, self._train, self._compute, self._features = run, train, compute, features
         self._folder, self._name, self._config, self._before = folder, name, config, before
         self._format, self._chunk_rows = format, chunk_rows
         self._layers: tuple[IndexedLayer, ...] = ()
         self._shape: Shape | None = None
+        self._part = part_folder(folder, name)
+        self._quarantine, self._attempts = Quarantine(self._part, train, quarantine), Attempts(self._part)
 
     def run(self) -> Index:
         """All checkpoints, then the rows, then the manifest."""
         from headwater.attribution.models import Models
 
         notes: dict[str, Any] = {}
-        self._check_ids()
-        encoded = encode_rows(Encoder(self._run.tokenizer(), self._format, self._train.template), self._train, notes)
+        encoded = self._encoded(notes)
         models = Models(self._run, self._compute, encoded, notes)
-        part = part_folder(self._folder, self._name)
-        self._measure(part, models, encoded)
-        names = [checkpoint["name"] for checkpoint in self._config["checkpoints"]]
-        tokens = sum(one.length for one in encoded if one.targets)
-        with progress.bar("Indexing", tokens * len(names)) as bar:
-            tuned = [name for name in names if name != BASE]
-            for name in (*reversed(tuned), *names[len(tuned) :]):  # the last first: it may be loaded already
+        self._measure(self._part, models, encoded)
+        with progress.bar("Indexing", self._tokens(encoded)) as bar, self._attempts.kept():
+            for name in self._order():
                 bar.describe(f"Indexing: {name}")
-                self._checkpoint(part, name, models, encoded, bar)
-        if not part.exists(ROWS):
-            write_rows(part, self._train, encoded)
-        return self._finish()
+                self._checkpoint(self._part, name, models, encoded, bar)
+        return self._finish(encoded)
+
+    def run_on(self, cluster: Cluster) -> Index:
+        """The same on a Ray cluster: chunks are made by its workers."""
+        from headwater.attribution.cluster import Job, Spread
+
+        encoded, part = self._encoded({}), self._part
+        kept = self._kept_measurements()
+        job = Job(
+            run=self._run,
+            compute=self._compute,
+            part=part.url,
+            fingerprints={one["name"]: one["fingerprint"] for one in self._config["checkpoints"]},
+            batch_tokens=kept["batch_tokens"] if kept else self._compute.batch_tokens,
+        )
+        prepared = cluster.prepare(job, *self._samples(encoded, checked=kept is None))
+        self._keep_measurements(kept, prepared.batch_tokens, kept["half"] if kept else prepared.half, encoded)
+        self._layers = prepared.layers
+        todo = {}
+        with progress.bar("Indexing", self._tokens(encoded)) as bar:
+            for name in self._order():
+                store = self._opened(part, name) or CheckpointStore.create(part, name, self._decided_shape())
+                done = store.finished(verify=True)
+                todo[name] = [chunk for chunk in range(store.shape.chunks) if chunk not in done]
+                bar.advance(sum(_tokens(encoded, *store.shape.chunk_range(chunk)) for chunk in done))
+            bar.describe(f"Indexing with {cluster.count} workers")
+            job = replace(job, batch_tokens=prepared.batch_tokens)
+            Spread(cluster, job, self._decided_shape(), encoded, self._quarantine).run(todo, bar)
+        return self._finish(encoded)
+
+    def _encoded(self, notes: dict[str, Any]) -> list[Encoded]:
+        self._check_ids()
+        return encode_rows(Encoder(self._run.tokenizer(), self._format, self._train.template), self._train, notes)
+
+    def _order(self) -> list[str]:
+        """The checkpoints, the last first: it may be loaded already; the base at the end."""
+        names = [checkpoint["name"] for checkpoint in self._config["checkpoints"]]
+        tuned = [name for name in names if name != BASE]
+        return [*reversed(tuned), *names[len(tuned) :]]
+
+    def _tokens(self, encoded: Sequence[Encoded]) -> int:
+        """Tokens of all rows at all checkpoints: what the bar counts."""
+        return sum(one.length for one in encoded if one.targets) * len(self._config["checkpoints"])
+
+    def _samples(self, encoded: Sequence[Encoded], *, checked: bool) -> tuple[list[Encoded], list[Encoded]]:
+        """Rows that decide what is measured: the longest, that with the highest token; and those that half precision
+        is checked with."""
+        from headwater.attribution.measuring import CHECKED_ROWS, sampled
+
+        rows = [one for one in encoded if one.targets]
+        first = [max(rows, key=lambda row: row.length), max(rows, key=lambda row: int(row.input_ids.max()))]
+        half = sampled(encoded, CHECKED_ROWS) if checked and self._compute.dtype == "bfloat16" else []
+        return first, list(half)
 
     def _measure(self, part: Folder, models: Models, encoded: Sequence[Encoded]) -> None:
         """The size of a batch, and whether half precision is safe; measured once, for a build that is gone on with
         must round as it began."""
-        from headwater.attribution.loop import half_note
-
-        kept = json.loads(part.read_bytes(MEASURED)) if part.exists(MEASURED) else None
+        kept = self._kept_measurements()
         tokens = models.measure(encoded, kept and kept["batch_tokens"])
         correlation = kept and kept["half"]
+        if self._compute.dtype == "bfloat16" and kept is None:
+            correlation = models.check_half(encoded, (), ("dot", "layer_cosine"))
+        self._keep_measurements(kept, tokens, correlation, encoded)
+
+    def _kept_measurements(self) -> dict[str, Any] | None:
+        return json.loads(self._part.read_bytes(MEASURED)) if self._part.exists(MEASURED) else None
+
+    def _keep_measurements(
+        self, kept: Mapping[str, Any] | None, tokens: int, correlation: float | None, encoded: Sequence[Encoded]
+    ) -> None:
+        from headwater.attribution.loop import half_note
+
         if self._compute.dtype == "bfloat16":
-            if kept is None:
-                correlation = models.check_half(encoded, (), ("dot", "layer_cosine"))
             sentence = half_note(float("nan") if correlation is None else correlation, encoded)
             progress.note(sentence[0].upper() + sentence[1:] + ".")
         if kept is None and (self._compute.batch_tokens is None or correlation is not None):
-            part.write_whole(MEASURED, json.dumps({"batch_tokens": tokens, "half": correlation}).encode())
+            self._part.write_whole(MEASURED, json.dumps({"batch_tokens": tokens, "half": correlation}).encode())
 
     def _check_ids(self) -> None:
         if self._before is None:
@@ -262,17 +331,58 @@ class _Build:
             if not todo:
                 return
         place = models.load(name)
-        if place.projection is None:
-            raise RuntimeError("an index is made of projected gradients")
-        self._layers = tuple(IndexedLayer(**asdict(layer)) for layer in place.projection.layers)
+        self._layers = layers_of(place)
         if store is None:
             store = CheckpointStore.create(part, name, self._decided_shape())
             todo = list(range(store.shape.chunks))
-        gradients = ChunkGradients(place, store.shape, encoded, models.batch_tokens)
+        self._chunks(store, name, todo or [], place, models, encoded, bar)
+        self._check_unchanged(name)
+
+    def _chunks(
+        self,
+        store: CheckpointStore,
+        name: str,
+        todo: Sequence[int],
+        place: Place,
+        models: Models,
+        encoded: Sequence[Encoded],
+        bar: progress.Bar,
+    ) -> None:
+        from headwater.attribution.chunks import ChunkGradients
+
+        left_out = self._quarantine
+        gradients = ChunkGradients(place, encoded, models.batch_tokens)
         with Writer(store) as writer, gradients.hooks.attached():
-            for chunk in todo or []:
-                g_CF, loss_C = gradients(*store.shape.chunk_range(chunk), bar)
-                writer.put(chunk, g_CF, loss_C)
+            for chunk in todo:
+                start, stop = store.shape.chunk_range(chunk)
+                if self._attempts.deaths(name, chunk) >= DEATHS:
+                    self._try_apart(name, start, stop, encoded, models.batch_tokens)
+                self._attempts.begin(name, chunk)
+                g_CF, loss_C = gradients(start, stop, bar, left_out)
+                if broken := not_finite(g_CF, loss_C):
+                    left_out.broken([start + row for row in broken], stop - start, name)
+                writer.put(chunk, g_CF, loss_C, left_out.inside(start, stop))
+
+    def _try_apart(self, name: str, start: int, stop: int, encoded: Sequence[Encoded], batch_tokens: int) -> None:
+        """Finds the rows of a chunk that kill a process, in a process of their own."""
+        rows = [row for row in range(start, stop) if encoded[row].targets and row not in self._quarantine]
+        with Child(self._run, self._compute, name, batch_tokens) as child:
+            find_deadly(name, rows, lambda some: child.survives([encoded[row] for row in some]), self._quarantine)
+
+    def _check_unchanged(self, name: str) -> None:
+        """Raises ModelError where a checkpoint is not what it was when the build began; its chunks are removed."""
+        before = next(one["fingerprint"] for one in self._config["checkpoints"] if one["name"] == name)
+        checkpoint = self._run.named(name)
+        if checkpoint.fingerprint() == before:
+            return
+        self._part.child(f"{name}.zarr").remove()
+        raise ModelError(
+            f"{checkpoint.location} has changed since this build began",
+            expected="the same weights and tokenizer files from beginning to end",
+            cause="a training that still writes there, or a copy",
+            fix="put the files back and run this command again (what was made of them is made anew), or build into "
+            "another --out",
+        )
 
     def _opened(self, part: Folder, name: str) -> CheckpointStore | None:
         if not part.child(f"{name}.zarr").exists("zarr.json"):
@@ -290,7 +400,12 @@ class _Build:
             self._shape = Shape(len(self._train), min(chunk_rows, len(self._train)), layers, self._features)
         return self._shape
 
-    def _finish(self) -> Index:
+    def _finish(self, encoded: Sequence[Encoded]) -> Index:
+        """The rows, then the manifest."""
+        for name in self._order():
+            self._check_unchanged(name)
+        if not self._part.exists(ROWS):
+            write_rows(self._part, self._train, encoded)
         if self._shape is None:
             raise RuntimeError("no checkpoint was indexed")
         if not self._layers:  # every chunk was there: only the manifest was missing
@@ -302,6 +417,7 @@ class _Build:
             rows=len(self._train),
             chunk_rows=self._shape.chunk_rows,
             train={**self._config["train"], "kind": self._train.kind},
+            quarantined=tuple(self._quarantine.records[row] for row in sorted(self._quarantine.records)),
         )
         index = Index(
             folder=self._folder,
@@ -317,57 +433,14 @@ class _Build:
         """Needs a model, to know the shapes before the projection."""
         from headwater.attribution.models import Models
 
-        place = Models(self._run, self._compute, (), {}).load(self._run.last.name)
-        if place.projection is None:
-            raise RuntimeError("an index is made of projected gradients")
-        return tuple(IndexedLayer(**asdict(layer)) for layer in place.projection.layers)
+        return layers_of(Models(self._run, self._compute, (), {}).load(self._run.last.name))
 
 
-class ChunkGradients:
-    """Projected gradients and losses of ranges of rows, in batches of similar length.
-
-    Args:
-        encoded: all rows; those without targets have gradient 0.
-    """
-
-    def __init__(self, place: Place, shape: Shape, encoded: Sequence[Encoded], batch_tokens: int) -> None:
-        self._place, self._shape, self._encoded, self._batch_tokens = place, shape, encoded, batch_tokens
-        self.hooks = place.hooks()
-
-    def __call__(self, start: int, stop: int, bar: progress.Bar) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients [C, F] and losses [C] of rows start to stop; the hooks must be attached."""
-        import torch
-
-        from headwater.attribution.passes import halving
-        from headwater.gradients.batches import length_buckets
-
-        place, rows = self._place, [row for row in range(start, stop) if self._encoded[row].targets]
-        g_CF = torch.zeros(stop - start, self._shape.features, dtype=place.precision, device=place.device)
-        loss_C = torch.zeros(stop - start, dtype=place.precision, device=place.device)
-        for bucket in length_buckets([self._encoded[row].length for row in rows], self._batch_tokens):
-            batch = [rows[one] for one in bucket]
-            found = halving(self._batch, batch)
-            at = torch.tensor([row - start for row in batch], device=place.device)
-            g_CF[at] = found["gradient"].T
-            loss_C[at] = found["loss"]
-            bar.advance(sum(self._encoded[row].length for row in batch))
-        return g_CF, loss_C
-
-    def _batch(self, batch: Sequence[int]) -> dict[str, torch.Tensor]:
-        import torch
-
-        from headwater.gradients.batches import collate
-
-        place = self._place
-        g_BF = torch.empty(len(batch), self._shape.features, dtype=place.precision, device=place.device)
-        ends = [*self._shape.offsets, self._shape.features]
-
-        def consume(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> None:
-            g_BF[:, ends[number] : ends[number + 1]] = torch.bmm(d_BTO.mT, a_BTI).flatten(1)
-
-        collated = collate([self._encoded[row] for row in batch], place.device, place.precision)
-        losses_B = self.hooks.backward(collated, consume)
-        return {"gradient": g_BF.T, "loss": losses_B}
+def layers_of(place: Place) -> tuple[IndexedLayer, ...]:
+    """The layers of an index of a loaded model."""
+    if place.projection is None:
+        raise RuntimeError("an index is made of projected gradients")
+    return tuple(IndexedLayer(**asdict(layer)) for layer in place.projection.layers)
 
 
 def _tokens(encoded: Sequence[Encoded], start: int, stop: int) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from headwater import progress
+from headwater.attribution.passes import one_row_too_large
 from headwater.attribution.work import fitted_form
 from headwater.errors import RunError
 from headwater.gradients.batches import Loss, collate
@@ -168,26 +169,60 @@ def sum_rows(
     loss: Loss = "likelihood",
     seed: int = 0,
 ) -> None:
-    """One pass over the rows, from where it stopped; the sums are kept now and then, and at the end."""
+    """One pass over the rows, from where it stopped; the sums are kept now and then, and at the end.
+
+    A batch that does not fit in the accelerator's memory has added to some sums already: they go back to what was kept
+    last, and the batches from there on are halved.
+    """
+    pieces = 1
+    while True:
+        try:
+            with hooks.attached():
+                return _add_up(stage, hooks, name, place, rows, state, bar, loss=loss, seed=seed, pieces=pieces)
+        except torch.OutOfMemoryError:
+            if pieces >= max(len(batch) for chunk in rows.chunks for batch in chunk):
+                raise one_row_too_large() from None
+            pieces *= 2
+            stage.sums.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _add_up(
+    stage: fitting.Stage,
+    hooks: FactorHooks,
+    name: str,
+    place: Place,
+    rows: Rows,
+    state: RunState,
+    bar: progress.Bar,
+    *,
+    loss: Loss,
+    seed: int,
+    pieces: int,
+) -> None:
     kept, first = state.load(name), 0
     if kept is not None:
         first = int(kept["next"][0])
         fitting.restore(stage, {key: array for key, array in kept.items() if key != "next"}, place.device)
     saved = time.monotonic()
-    with hooks.attached():
-        for number, chunk in enumerate(rows.chunks):
-            if number >= first:
-                for batch in chunk:
-                    encoded = [rows.encoded[row] for row in batch]
-                    collated = collate(encoded, place.device, place.precision, loss=loss, seed=seed, numbers=batch)
+    for number, chunk in enumerate(rows.chunks):
+        if number >= first:
+            for batch in chunk:
+                size = -(-len(batch) // pieces)
+                for start in range(0, len(batch), size):
+                    some = batch[start : start + size]
+                    encoded = [rows.encoded[row] for row in some]
+                    collated = collate(encoded, place.device, place.precision, loss=loss, seed=seed, numbers=some)
                     stage.batch(hooks, collated)
+                if pieces == 1:
                     bar.advance(rows.tokens([batch]))
-                last = number + 1 == len(rows.chunks)
-                if last or time.monotonic() - saved > SAVE_SECONDS:
-                    state.save(name, fitting.stage_arrays(stage) | {"next": np.array([number + 1])})
-                    saved = time.monotonic()
-            else:
-                bar.advance(rows.tokens(chunk))
+            last = number + 1 == len(rows.chunks)
+            if last or time.monotonic() - saved > SAVE_SECONDS:
+                state.save(name, fitting.stage_arrays(stage) | {"next": np.array([number + 1])})
+                saved = time.monotonic()
+        elif pieces == 1:
+            bar.advance(rows.tokens(chunk))
 
 
 def _name(at: str, space: Space, curvature: Curvature) -> str:
@@ -243,10 +278,13 @@ class IndexedCurvatures:
         def chunks() -> Iterator[torch.Tensor]:
             for part in index.parts:
                 store = index.store(part, at)
+                left_out = [int(one["row"]) for one in part.quarantined]
                 for chunk in range(store.shape.chunks):
                     stored = store.read(chunk)
                     bar.advance(stored.stop - stored.start)
-                    yield torch.from_numpy(decode(stored, store.shape))
+                    g_BF = decode(stored, store.shape)
+                    g_BF[[row - stored.start for row in left_out if stored.start <= row < stored.stop]] = 0
+                    yield torch.from_numpy(g_BF)
 
         passes = 2 if form.kind == "datainf" else 1
         with progress.bar(f"Curvature: {at}", passes * index.rows) as bar:

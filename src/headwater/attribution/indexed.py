@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -23,21 +24,22 @@ from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import check_methods, command, note_contrasts, planned, visit_order
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.streaming import Asked, SpreadStream, Stream, asked_of, combined
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import ModelError, RunError, UsageError
 from headwater.examples import Encoder, Query, TokenFormat
-from headwater.gradients.curvature.options import Step
 from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement, Sides, check_queries, encode_queries
-from headwater.index.manifest import Index, Part
-from headwater.index.scoring import Kind, TopK, dots
+from headwater.index.manifest import Index
 from headwater.run import RunState, run_directory, versions
-from headwater.scores import Leaning, Population, Scores, query_record
+from headwater.scores import Leaning, NotScored, Population, Scores, query_record
 
 if TYPE_CHECKING:
     import torch
+
+    from headwater.attribution.cluster import Cluster
 
 T = TypeVar("T")
 
@@ -56,6 +58,8 @@ def trace_index(
     limit: int | None = None,
     words: int = 0,
     out: str | os.PathLike[str] | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Scores]:
     """Scores every row of an index for every query. Method name -> scores.
 
@@ -65,6 +69,7 @@ def trace_index(
         words: of so many first rows, which words carry the score; the models read these rows once more.
         limit: of each target only the `limit` highest and lowest rows, in flat memory; None: all rows.
         out: run directory for the scores.
+        ray: score on the Ray cluster of this address; the answer is the same. workers: ranges of chunks at once.
 
     Raises:
         HeadwaterError: one line for anything that the caller can mend.
@@ -101,12 +106,23 @@ def trace_index(
         "limit": limit,
         "versions": versions("zarr"),
     }
-    with run_directory(out, config) as state:
-        answers = _Trace(index, run, compute, state, limit).run(queries, methods, plans, config, words)
+    with run_directory(out, config) as state, _cluster(ray, workers) as cluster:
+        answers = _Trace(index, run, compute, state, limit, cluster).run(queries, methods, plans, config, words)
         if out is not None:
             first, *others = answers.values()
             first.save(Path(out), others=others)
     return answers
+
+
+@contextmanager
+def _cluster(address: str | None, workers: int | None) -> Iterator[Cluster | None]:
+    if address is None:
+        yield None
+        return
+    from headwater.attribution.cluster import connected
+
+    with connected(address, workers) as cluster:
+        yield cluster
 
 
 def check_stored(name: str, plan: Plan, rank: int) -> None:
@@ -139,8 +155,17 @@ class _Query:
 
 
 class _Trace:
-    def __init__(self, index: Index, run: TrainingRun, compute: Compute, state: RunState, limit: int | None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        run: TrainingRun,
+        compute: Compute,
+        state: RunState,
+        limit: int | None,
+        cluster: Cluster | None,
+    ) -> None:
         self._index, self._run, self._compute, self._state, self._limit = index, run, compute, state, limit
+        self._cluster = cluster
         self._notes: dict[str, Any] = {}
 
     def run(
@@ -175,8 +200,15 @@ class _Trace:
                 bar.advance()
         ordered = [leaning for name in visit_order(self._run, lean) for leaning in lean[name]]
         products = {key: None for plan in plans for _, key in keys(plan)}
-        stream = _Stream(self._index, list(products), self._gradients(list(products), at))
-        parts = {"queries": queries, "targets": sides.targets, "leanings": ordered}
+        gradients = self._gradients(list(products), at)
+        stream = Stream(self._index, list(products), gradients)
+        if self._cluster is not None and products:
+            stream = SpreadStream(self._index, list(products), gradients, self._cluster)
+        left_out = [
+            NotScored(number=row, id=one["id"], source=one["source"], reason=one["reason"])
+            for row, one in self._index.quarantined.items()
+        ]
+        parts = {"queries": queries, "targets": sides.targets, "leanings": ordered, "not_scored": left_out}
         provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
         answer = self._all if self._limit is None else self._ends
         answers = answer(stream, methods, plans, parts, provenance)
@@ -197,7 +229,7 @@ class _Trace:
             g_RF = at[product.query_at].gradients[product.measurement]
             if curvatures is not None and product.steps:
                 g_RF = curvatures.apply(g_RF, product.steps)
-            found[_asked(product)] = g_RF
+            found[asked_of(product)] = g_RF
         return found
 
     def _ask(self, visit: Visit, plans: Sequence[Plan], models: Any, sides: Sides) -> tuple[_Query, list[Leaning]]:
@@ -233,19 +265,22 @@ class _Trace:
 
     def _all(
         self,
-        stream: _Stream,
+        stream: Stream,
         methods: Sequence[Method],
         plans: Sequence[Plan],
         parts: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> dict[str, Scores]:
-        train = self._index.examples()
-        done = {key: np.zeros((len(parts["targets"]), len(train)), np.float32) for key in stream.keys}
-        with progress.bar("Scoring rows", len(train)) as bar:
+        scored = np.setdiff1d(np.arange(self._index.rows), list(self._index.quarantined))
+        train = self._index.examples(scored if self._index.quarantined else None)
+        done = {key: np.zeros((len(parts["targets"]), self._index.rows), np.float32) for key in stream.keys}
+        with progress.bar("Scoring rows", self._index.rows) as bar:
             for start, stop, values in stream.chunks():
                 for key, value_Rn in values.items():
                     done[key][:, start:stop] = value_Rn
                 bar.advance(stop - start)
+        if self._index.quarantined:
+            done = {key: value_RN[:, scored] for key, value_RN in done.items()}
         answers = {}
         for method, plan in zip(methods, plans, strict=True):
             if isinstance(plan, TextPlan):
@@ -265,7 +300,7 @@ class _Trace:
 
     def _ends(
         self,
-        stream: _Stream,
+        stream: Stream,
         methods: Sequence[Method],
         plans: Sequence[Plan],
         parts: Mapping[str, Any],
@@ -275,20 +310,16 @@ class _Trace:
         only the ends are kept."""
         targets, limit = parts["targets"], min(self._limit or 1, self._index.rows)
         seen: dict[Key, list[np.ndarray]] = {key: [] for key in stream.keys}
-        for _, _, values in stream.chunks(sample=SAMPLE_ROWS):
+        for start, stop, values in stream.chunks(sample=SAMPLE_ROWS):
+            scored = stream.scored(start, stop)
             for key, value_Rn in values.items():
-                seen[key].append(value_Rn)
+                seen[key].append(np.concatenate([value_Rn[:, first - start : end - start] for first, end in scored], 1))
         sample = {key: np.concatenate(found, 1) for key, found in seen.items()}
         weights = [
             method.weights(self._run, terms(plan, sample), targets) for method, plan in zip(methods, plans, strict=True)
         ]
-        ends = [TopK(limit, len(targets)) for _ in methods]
         with progress.bar("Scoring rows", self._index.rows) as bar:
-            for start, stop, values in stream.chunks():
-                for top, plan, weight in zip(ends, plans, weights, strict=True):
-                    top.update(start, _combined(terms(plan, values), weight))
-                bar.advance(stop - start)
-        found = [top.result() for top in ends]
+            found = stream.ends(limit, list(zip(plans, weights, strict=True)), bar.advance)
         rows = np.unique(
             np.concatenate([both.ravel() for one in found for both in (one.highest_rows, one.lowest_rows)])
         )
@@ -302,16 +333,16 @@ class _Trace:
                 train=train,
                 provenance=provenance,
                 population=Population(
-                    rows=self._index.rows,
+                    rows=self._index.rows - len(self._index.quarantined),
                     numbers=rows,
-                    sample=_combined(terms(plan, sample), weight),
+                    sample=combined(terms(plan, sample), weight),
                 ),
                 **parts,
             )
             for method, plan, weight in zip(methods, plans, weights, strict=True)
         }
 
-    def _terms_of(self, stream: _Stream, rows: np.ndarray) -> dict[Key, np.ndarray]:
+    def _terms_of(self, stream: Stream, rows: np.ndarray) -> dict[Key, np.ndarray]:
         """Every term of some rows, from the chunks they are in."""
         found: dict[Key, list[np.ndarray]] = {key: [] for key in stream.keys}
         for start, stop, values in stream.chunks(rows=rows):
@@ -319,75 +350,6 @@ class _Trace:
             for key, value_Rn in values.items():
                 found[key].append(value_Rn[:, wanted])
         return {key: np.concatenate(parts, 1) for key, parts in found.items()}
-
-
-Asked = tuple[str, Measurement, tuple[Step, ...]]
-"""Where the queries' gradients are taken, what of, and what they are multiplied by."""
-
-
-def _asked(product: Product) -> Asked:
-    return product.query_at, product.measurement, product.steps
-
-
-class _Stream:
-    """Every wanted number of every row, chunk by chunk, all checkpoints side by side."""
-
-    def __init__(self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor]) -> None:
-        self.keys = list(wanted)
-        self._index, self._gradients = index, gradients
-        self._places: dict[str, list[Product]] = {}
-        for place, product in wanted:
-            self._places.setdefault(place, []).append(cast(Product, product))
-
-    def chunks(
-        self, *, sample: int | None = None, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[int, int, dict[Key, np.ndarray]]]:
-        """(first row, row after the last, key -> values [R, n]) in the order of the rows.
-
-        Args:
-            sample: only so many chunks, evenly spaced, as hold about this many rows.
-            rows: only the chunks that hold these.
-        """
-        share = 1.0 if sample is None else min(1.0, sample / self._index.rows)
-        for part in self._index.parts:
-            count = -(-part.rows // part.chunk_rows)
-            numbers = np.arange(count)
-            if share < 1:
-                numbers = np.unique(np.linspace(0, count - 1, max(1, round(share * count))).round().astype(int))
-            if rows is not None:
-                inside = rows[(rows >= part.first) & (rows < part.first + part.rows)] - part.first
-                numbers = np.unique(inside // part.chunk_rows)
-            yield from self._part(part, numbers.tolist())
-
-    def _part(self, part: Part, numbers: Sequence[int]) -> Iterator[tuple[int, int, dict[Key, np.ndarray]]]:
-        import torch
-
-        streams = {}
-        for place, products in self._places.items():
-            asked = list(dict.fromkeys(_asked(product) for product in products))
-            q_RF = torch.cat([self._gradients[one] for one in asked])
-            kinds: set[Kind] = {product.inner for product in products}
-            streams[place] = (asked, dots(self._index.store(part, place), q_RF, kinds, chunks=numbers))
-        for _ in numbers:
-            values: dict[Key, np.ndarray] = {}
-            start = stop = 0
-            for place, (asked, stream) in streams.items():
-                start, stop, found = next(stream)
-                for product in self._places[place]:
-                    number = asked.index(_asked(product))
-                    all_targets = found[product.inner]
-                    count = len(all_targets) // len(asked)
-                    values[place, product] = all_targets[number * count : (number + 1) * count]
-            yield part.first + start, part.first + stop, values
-
-
-def _combined(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """sum_k w_k term_k, in the order and precision of `Scores.combine`."""
-    first = next(iter(values.values()))
-    out = np.zeros(first.shape)
-    for name, weight in weights.items():
-        out += weight * values[name]
-    return out
 
 
 def _made(place: str, kind: type[T], found: Mapping[str, Any]) -> T:

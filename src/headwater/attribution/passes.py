@@ -271,17 +271,22 @@ def halving(work: BatchWork, batch: Sequence[int]) -> dict[str, torch.Tensor]:
         return work(batch)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
-            raise ModelError(
-                "one training row does not fit in the accelerator's memory beside the model",
-                expected="room for a single row",
-                cause="a long row, or many queries",
-                fix="lower --max-length, trace fewer queries at once, or use --device cpu",
-            ) from None
+            raise one_row_too_large() from None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     half = len(batch) // 2
     first, second = halving(work, batch[:half]), halving(work, batch[half:])
     return {key: torch.cat([first[key], second[key]], -1) for key in first}
+
+
+def one_row_too_large() -> ModelError:
+    """What is said where a batch of one row does not fit."""
+    return ModelError(
+        "one training row does not fit in the accelerator's memory beside the model",
+        expected="room for a single row",
+        cause="a long row, or many queries",
+        fix="lower --max-length, trace fewer queries at once, or use --device cpu",
+    )
 
 
 def _check_finite(piece: Mapping[str, np.ndarray], stem: str) -> None:

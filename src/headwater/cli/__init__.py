@@ -17,6 +17,7 @@ from headwater.cli.demo import demo
 from headwater.cli.diagnose import diagnose
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
+from headwater.cli.plan import plan
 from headwater.cli.repair import repair
 from headwater.cli.serve import serve
 from headwater.cli.sources import sources
@@ -35,6 +36,7 @@ app.command()(sources)
 app.command()(clean)
 app.command()(diagnose)
 app.command()(serve)
+app.command()(plan)
 app.command()(methods)
 app.command()(repair)
 app.command()(bench)

@@ -34,6 +34,7 @@ from headwater.cli.options import (
     PromptColumn,
     QuantizationOption,
     Quiet,
+    Ray,
     Recompute,
     Split,
     Template,
@@ -41,6 +42,8 @@ from headwater.cli.options import (
     TextColumn,
     Train,
     TrustRemoteCode,
+    Workers,
+    check_workers,
     read_rows,
     read_run,
     required,
@@ -97,11 +100,21 @@ def index(
     chunk_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows of a chunk, the unit of work.", rich_help_panel=COMPUTING)
     ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
     out: Annotated[
         str | None, typer.Option(help="Folder of the index, or a URL such as s3://...", rich_help_panel=ANSWER)
     ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add these rows to a finished index.", rich_help_panel=ANSWER)
+    ] = False,
+    quarantine: Annotated[
+        bool,
+        typer.Option(
+            "--quarantine",
+            help="Leave out rows whose gradient is NaN or infinite, instead of refusing them.",
+            rich_help_panel=ANSWER,
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -116,6 +129,7 @@ def index(
 
     progress.set_quiet(quiet)
     folder = required(out, "--out")
+    check_workers(ray, workers)
     rows = read_rows(
         train,
         split=split,
@@ -153,11 +167,16 @@ def index(
         features=features.value,
         chunk_rows=chunk_rows,
         append=append,
+        quarantine=quarantine,
+        ray=ray,
+        workers=workers,
     )
     typer.echo(
         f"{built.folder}: {built.rows:,} rows, {len(built.checkpoints)} checkpoints ({', '.join(built.checkpoints)}), "
         f"{built.columns:,} numbers a row and checkpoint as {built.features}, {built.bytes() / 1e6:,.1f} MB."
     )
+    for row in built.quarantined.values():
+        typer.echo(f'Not in it: row "{row["id"]}" ({row["source"]}), at {row["checkpoint"]}: {row["reason"]}.')
 
 
 @app.command()

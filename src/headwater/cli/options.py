@@ -93,6 +93,14 @@ Recompute = Annotated[
     bool,
     _option("Forget activations and compute them again: less memory, slower.", COMPUTING, "--recompute"),
 ]
+Ray = Annotated[
+    str | None,
+    _option("Use the Ray cluster at this address: auto, local (this machine alone), head:6379 ...", COMPUTING, "--ray"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Workers on the cluster. [default: one for each GPU, or CPU]", rich_help_panel=COMPUTING),
+]
 Quiet = Annotated[bool, _option("No progress, no notes.", ANSWER, "--quiet")]
 AsJson = Annotated[bool, _option("Print JSON.", ANSWER, "--json")]
 
@@ -145,6 +153,14 @@ def read_run(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
+
+
+def check_workers(ray: str | None, workers: int | None) -> None:
+    """Raises UsageError for workers without a cluster."""
+    from headwater.errors import UsageError
+
+    if workers is not None and ray is None:
+        raise UsageError("--workers without --ray", expected="both", fix="add --ray local, or leave --workers out")
 
 
 def token_format(loss_on: LossOn, max_length: int, keep: Keep, eos: bool) -> TokenFormat:

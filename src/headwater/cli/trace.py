@@ -39,6 +39,7 @@ from headwater.cli.options import (
     PromptColumn,
     QuantizationOption,
     Quiet,
+    Ray,
     Recompute,
     Split,
     Template,
@@ -46,6 +47,8 @@ from headwater.cli.options import (
     TextColumn,
     Train,
     TrustRemoteCode,
+    Workers,
+    check_workers,
     read_rows,
     read_run,
     required,
@@ -204,6 +207,8 @@ def trace(
             rich_help_panel=COMPUTING,
         ),
     ] = Engine.gradient,
+    ray: Ray = None,
+    workers: Workers = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of a generated output.", rich_help_panel=COMPUTING)
     ] = 32,
@@ -247,6 +252,7 @@ def trace(
         required(checkpoints, "--checkpoints")
         required(train, "--train")
     _check_index(context, index, checkpoints)
+    check_workers(ray, workers)
     asked = _queries(prompt, output, corrected, span, queries)
     rows = chance = None
     if index is None:
@@ -337,6 +343,8 @@ def trace(
             limit=limit,
             words=words,
             out=out,
+            ray=ray,
+            workers=workers,
         )
     first, *others = answers.values()
     report = None
@@ -406,10 +414,13 @@ def _check_index(context: typer.Context, index: str | None, checkpoints: list[st
         return source is not None and source.name == "COMMANDLINE"
 
     if index is None:
-        if given("limit"):
-            raise UsageError(
-                "--limit without --index", expected="an index", fix="leave --limit out, or build an index first"
-            )
+        for name in ("limit", "ray", "workers"):
+            if given(name):
+                raise UsageError(
+                    f"--{name} without --index",
+                    expected="an index",
+                    fix=f"leave --{name} out, or build an index first",
+                )
         return
     settled = [name for name in INDEX_DECIDES if given(name)]
     if not checkpoints:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,19 @@ class Folder:
                 write_whole(Path(self._place(name)), data)
             else:
                 self._files.pipe_file(self._place(name), data)
+
+    def remove(self, name: str = "") -> None:
+        """Removes a file or folder of ours, where it is there; without a name, this folder."""
+        with self._reported("removed", name):
+            place = self._place(name)
+            if not self.is_local:
+                self._files.invalidate_cache()
+                if self._files.exists(place):
+                    self._files.rm(place, recursive=True)
+            elif Path(place).is_dir():
+                shutil.rmtree(place)
+            else:
+                Path(place).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Removes what interrupted writes left behind, here and below. Only for the one process that writes here."""

@@ -43,6 +43,7 @@ class Part:
     Attributes:
         name: of its folder in parts/. first: number of its first row among all rows.
         train: name, fingerprint and prompt template of the training data. kind: of its rows.
+        quarantined: rows that were left out: number in the part, id, source, checkpoint, reason.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Part:
     rows: int
     chunk_rows: int
     train: Mapping[str, Any]
+    quarantined: Sequence[Mapping[str, Any]] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values; `quarantined` only where there are some."""
+        return {key: value for key, value in asdict(self).items() if key != "quarantined" or value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +119,7 @@ class Index:
             "config": self.config,
             "layers": [asdict(layer) for layer in self.layers],
             "features": self.features,
-            "parts": [asdict(part) for part in self.parts],
+            "parts": [part.record() for part in self.parts],
         }
         self.folder.write_whole(MANIFEST, json.dumps(record, indent=1, ensure_ascii=False).encode())
 
@@ -126,6 +132,11 @@ class Index:
     def rows(self) -> int:
         """N."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def quarantined(self) -> dict[int, Mapping[str, Any]]:
+        """Row number among all rows -> what is known of a row that was left out."""
+        return {part.first + int(one["row"]): one for part in self.parts for one in part.quarantined}
 
     @property
     def columns(self) -> int:

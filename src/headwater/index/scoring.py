@@ -312,6 +312,11 @@ class TopK:
         self._highest.update(start, scores_RN)
         self._lowest.update(start, -scores_RN)
 
+    def merge(self, other: Ends) -> None:
+        """Takes what another one kept of other rows."""
+        self._highest.merge(other.highest_rows, other.highest_scores)
+        self._lowest.merge(other.lowest_rows, -other.lowest_scores)
+
     def result(self) -> Ends:
         """The rows and scores (float64) at both ends, so far."""
         high, low = self._highest, self._lowest
@@ -331,7 +336,14 @@ class _Highest:
         may_RN = scores_RN >= least_R[:, None]
         for target in np.flatnonzero(may_RN.any(1)):
             new = np.flatnonzero(may_RN[target])
-            rows = np.concatenate([self.rows[target], start + new])
-            scores = np.concatenate([self.scores[target], scores_RN[target, new]])
-            order = np.lexsort((rows, -scores))[: self._k]
-            self.rows[target], self.scores[target] = rows[order], scores[order]
+            self._add(target, start + new, scores_RN[target, new])
+
+    def merge(self, rows_RK: np.ndarray, scores_RK: np.ndarray) -> None:
+        for target, (rows, scores) in enumerate(zip(rows_RK, scores_RK, strict=True)):
+            self._add(target, rows, scores)
+
+    def _add(self, target: int, new: np.ndarray, scores_n: np.ndarray) -> None:
+        rows = np.concatenate([self.rows[target], new])
+        scores = np.concatenate([self.scores[target], scores_n])
+        order = np.lexsort((rows, -scores))[: self._k]
+        self.rows[target], self.scores[target] = rows[order], scores[order]

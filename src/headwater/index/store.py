@@ -16,7 +16,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
@@ -161,6 +161,24 @@ def encode(g_BF: torch.Tensor, shape: Shape) -> Encoded:
     return Encoded(features_BF.cpu().numpy(), norm, scale_BL.cpu().numpy() if shape.dtype == "int8" else None)
 
 
+def encode_chunk(
+    g_BF: torch.Tensor, loss_B: torch.Tensor | np.ndarray, shape: Shape, left_out: Sequence[int] = ()
+) -> tuple[Encoded, np.ndarray]:
+    """Gradients and losses as they are stored; NaN for the rows that are left out, so that nobody takes them for
+    gradients of zero (int8 features are 0, their scale is NaN)."""
+    rows = list(left_out)
+    if rows:
+        g_BF, loss_B = g_BF.clone(), np.array(loss_B) if isinstance(loss_B, np.ndarray) else loss_B.clone()
+        g_BF[rows] = 0
+        loss_B[rows] = 0
+    found, losses = encode(g_BF, shape), _losses(loss_B)
+    if rows:
+        for array in (found.norm, found.scale, losses, found.features if shape.dtype != "int8" else None):
+            if array is not None:
+                array[rows] = np.nan
+    return found, losses
+
+
 def decode(stored: Encoded, shape: Shape) -> np.ndarray:
     """The gradients [B, F] float32, up to what the encoding rounded."""
     length_BL = stored.norm if stored.scale is None else stored.norm * stored.scale
@@ -229,7 +247,7 @@ class CheckpointStore:
             NumericalError: a gradient or a loss is not finite.
             RunError: not the rows of this chunk, or the files cannot be written.
         """
-        self.write_encoded(chunk, encode(g_BF, self.shape), _losses(loss_B))
+        self.write_encoded(chunk, *encode_chunk(g_BF, loss_B, self.shape))
 
     def write_encoded(self, chunk: int, encoded: Encoded, loss_B: np.ndarray) -> None:
         """Writes an encoded chunk: each file whole or not at all, the features last."""
@@ -349,9 +367,19 @@ class Writer:
         self._thread.start()
         return self
 
-    def put(self, chunk: int, g_BF: torch.Tensor, loss_B: torch.Tensor | np.ndarray) -> None:
-        """Encodes a chunk and hands it to the thread; waits while two others wait. Raises as `write` does."""
-        encoded = (chunk, encode(g_BF, self._store.shape), _losses(loss_B))
+    def put(
+        self,
+        chunk: int,
+        g_BF: torch.Tensor,
+        loss_B: torch.Tensor | np.ndarray,
+        left_out: Sequence[int] = (),
+    ) -> None:
+        """Encodes a chunk and hands it to the thread; waits while two others wait. Raises as `write` does.
+
+        Args:
+            left_out: rows of the chunk of which there is no gradient: NaN is stored.
+        """
+        encoded = (chunk, *encode_chunk(g_BF, loss_B, self._store.shape, left_out))
         if self._error is not None:
             raise self._error
         self._waiting.put(encoded)

@@ -1,0 +1,1 @@
+"""What an index of a training run would cost, before it is built: passes, hours, bytes, memory."""
