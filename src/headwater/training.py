@@ -72,6 +72,31 @@ class Recipe:
                 raise UsageError(f"{name} = {value!r}", expected=wanted, fix=f"choose another {name}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter in detail, where `Recipe.lora_rank` does not say enough.
+
+    Args:
+        rank, alpha, dropout: as PEFT's.
+        decay_B: weight decay of the matrices B alone; those named A have none.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    decay_B: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, holds, wanted in (
+            ("rank", self.rank, self.rank >= 1, "at least 1"),
+            ("alpha", self.alpha, self.alpha >= 1, "at least 1"),
+            ("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1"),
+            ("decay_B", self.decay_B, 0 <= self.decay_B < math.inf, "0 or above"),
+        ):
+            if not holds:
+                raise UsageError(f"{name} = {value!r}", expected=wanted, fix=f"choose another {name}")
+
+
 def fine_tune(
     base: str | Path,
     examples: Examples,
@@ -79,6 +104,7 @@ def fine_tune(
     recipe: Recipe | None = None,
     *,
     format: TokenFormat | None = None,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Fine-tunes a model and keeps one checkpoint per epoch.
 
@@ -93,6 +119,7 @@ def fine_tune(
         out: the folder to make.
         recipe: how to train.
         format: how rows become tokens; give the same to tracing.
+        adapter: trained instead of what `Recipe.lora_rank` and `Recipe.weight_decay` say.
 
     Returns:
         `out`.
@@ -111,20 +138,26 @@ def fine_tune(
         "rows": {"fingerprint": examples.fingerprint, "count": len(examples), "template": examples.template},
         "recipe": asdict(recipe),
         "format": asdict(format),
-    }
+    } | ({"adapter": asdict(adapter)} if adapter else {})
     if out.exists():
         _require_same(out, manifest)
         note(f"Reusing the training in {out}")
         return out
     with _only_one(out):
-        return _fine_tune(base, examples, out, recipe, format, manifest)
+        return _fine_tune(base, examples, out, recipe, format, manifest, adapter)
 
 
 # ------------------------------------------------------------------------------------------------ one output folder
 
 
 def _fine_tune(
-    base: str | Path, examples: Examples, out: Path, recipe: Recipe, format: TokenFormat, manifest: dict[str, Any]
+    base: str | Path,
+    examples: Examples,
+    out: Path,
+    recipe: Recipe,
+    format: TokenFormat,
+    manifest: dict[str, Any],
+    adapter: Adapter | None,
 ) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
@@ -140,7 +173,7 @@ def _fine_tune(
     facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": versions("peft")}
     (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     try:
-        _train(base, examples, partial, recipe, format)
+        _train(base, examples, partial, recipe, format, adapter)
     except HeadwaterError:
         shutil.rmtree(partial)
         raise
@@ -205,7 +238,14 @@ def _compare(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 # ------------------------------------------------------------------------------------------------ the training itself
 
 
-def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, format: TokenFormat) -> None:
+def _train(
+    base: str | Path,
+    examples: Examples,
+    folder: Path,
+    recipe: Recipe,
+    format: TokenFormat,
+    adapter: Adapter | None = None,
+) -> None:
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -225,7 +265,8 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
                 fix="check the columns, or raise max_length",
             )
         set_seed(recipe.seed)
-        model = _model(base, recipe.lora_rank)
+        usual = Adapter(rank=recipe.lora_rank, alpha=2 * recipe.lora_rank) if recipe.lora_rank else None
+        model = _model(base, adapter or usual)
         _require_room(model, folder, recipe)
 
         longest = max(row.length for row in rows)
@@ -245,7 +286,7 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
             learning_rate=recipe.learning_rate,
             lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
             warmup_steps=math.ceil(recipe.warmup_ratio * recipe.epochs * math.ceil(len(rows) / recipe.batch_size)),
-            weight_decay=recipe.weight_decay,
+            weight_decay=adapter.decay_B if adapter else recipe.weight_decay,
             seed=recipe.seed,
             save_strategy="epoch",
             save_only_model=True,
@@ -259,7 +300,7 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
         )
         steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
         with bar("Fine-tuning", steps) as progress:
-            trainer = Trainer(
+            trainer = (_only_B(Trainer) if adapter else Trainer)(
                 model=model,
                 args=arguments,
                 train_dataset=rows,
@@ -269,6 +310,16 @@ def _train(base: str | Path, examples: Examples, folder: Path, recipe: Recipe, f
             )
             trainer.remove_callback(PrinterCallback)  # it prints to stdout
             trainer.train()
+
+
+def _only_B(trainer: Any) -> Any:
+    """A Trainer whose weight decay is that of LoRA's B matrices alone."""
+
+    class OnlyB(trainer):  # type: ignore[misc]
+        def get_decay_parameter_names(self, model: Any) -> list[str]:
+            return [name for name, _ in model.named_parameters() if "lora_B" in name]
+
+    return OnlyB
 
 
 def _collate(rows: Sequence[Encoded], padding: int) -> dict[str, Any]:
@@ -320,7 +371,7 @@ def _tokenizer(base: str | Path) -> Any:
         raise _unloadable("tokenizer", base, error) from error
 
 
-def _model(base: str | Path, lora_rank: int | None) -> Any:
+def _model(base: str | Path, adapter: Adapter | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -328,7 +379,7 @@ def _model(base: str | Path, lora_rank: int | None) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable("model", base, error) from error
-    if lora_rank is None:
+    if adapter is None:
         return model
     try:
         from peft import LoraConfig, get_peft_model
@@ -340,7 +391,13 @@ def _model(base: str | Path, lora_rank: int | None) -> Any:
         ) from error
     return get_peft_model(
         model,
-        LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from headwater.cli.clean import clean
 from headwater.cli.demo import demo
 from headwater.cli.index import app as index
 from headwater.cli.methods import methods
+from headwater.cli.select import select
 from headwater.cli.sources import sources
 from headwater.cli.trace import trace
 
@@ -31,6 +32,7 @@ app.command()(trace)
 app.add_typer(index)
 app.command()(sources)
 app.command()(clean)
+app.command()(select)
 app.command()(methods)
 app.command()(bench)
 app.command()(demo)
