@@ -49,7 +49,8 @@ def test_scores_are_aggregated_over_subtasks(pool: hw.Examples) -> None:
     targets.append(Target(name="g", kind="group", members=(0, 1)))
     values = np.zeros((4, len(pool)))
     values[:, 0] = [9, 0, 1, 4]  # the group and the query outside of it count
-    scores = Scores.combine("m", {"t": values}, {"t": 1.0}, queries=[hw.Query("p", "o")] * 3, targets=targets, train=pool)  # fmt: skip
+    queries = [hw.Query("p", "o")] * 3
+    scores = Scores.combine("m", {"t": values}, {"t": 1.0}, queries=queries, targets=targets, train=pool)
     assert aggregated(scores, "max")[0] == 4 and aggregated(scores, "mean")[0] == 2.5
 
 
@@ -69,7 +70,7 @@ def test_select_takes_the_rows_that_a_trace_ranks_first(run_folder: Path, pool: 
     methods = [hw.make_method("layer-cosine"), hw.BM25(), hw.RepresentationSimilarity()]
     found = hw.select(pool, target, 4, run=run, methods=methods, compute=hw.Compute(device="cpu"))
     scores = hw.trace(run, pool, queries_of(target), method=methods[0], compute=hw.Compute(device="cpu"))
-    assert [pool[n].id for n in found["layer-cosine"].rows][0] == scores.top(1)[0].id
+    assert pool[found["layer-cosine"].rows[0]].id == scores.top(1)[0].id
     assert found["bm25"].rows[0] == 3 and len(set(found["repsim"].rows)) == 4
     for k in (0, 13):
         with pytest.raises(UsageError, match="rows"):

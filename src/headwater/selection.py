@@ -306,6 +306,7 @@ def manifest(
     """What was chosen from what, for what, and how, as JSON values."""
     pool = next(iter(selections.values())).pool
     return {
+        **more,
         "pool": {"name": pool.name, "rows": len(pool), "fingerprint": pool.fingerprint},
         "target": {"name": target.name, "rows": len(target), "fingerprint": target.fingerprint},
         "aggregate": aggregate,
@@ -313,6 +314,5 @@ def manifest(
             name: {"rows": len(one.rows), "passed_over_duplicates": one.skipped} for name, one in selections.items()
         },
         "versions": versions("datasketch", "peft"),
-        **more,
         **command(),
     }

@@ -1,12 +1,12 @@
 """Does choosing rows for a target beat choosing at random?
 
-    python benchmarks/select.py --work WORKDIR [--k 40] [--seeds 3] [--methods dda repsim bm25]
+    python benchmarks/selection.py --work WORKDIR [--k 40] [--seeds 3] [--methods dda repsim bm25]
 
 Pool: 240 facts about countries, of every relation (extra `demo`). Target: 12 facts about currencies of countries that
-the pool's currency facts do not name; compared on 40 more of these. A LoRA warm-up (rank 8) of SmolLM2-135M-Instruct on
-60 random rows of the pool, one epoch, gives the methods their checkpoint; each choice of k rows then trains a LoRA
-adapter from the base for three epochs. Finished trainings in WORKDIR are used again. Writes benchmarks/results/select.json
-and select.md.
+the pool's currency facts do not name; compared on 40 more of these. A LoRA warm-up (rank 8) of SmolLM2-135M-Instruct
+on 60 random rows of the pool, one epoch, gives the methods their checkpoint; each choice of k rows then trains a LoRA
+adapter from the base for three epochs. Finished trainings in WORKDIR are used again. Writes
+benchmarks/results/selection.json and selection.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     chance = {str(seed): hw.random_rows(pool, given.k, seed=seed) for seed in range(given.seeds)}
     reached = compare(base, chosen, chance, held_out, out=given.work / "compare", recipe=RECIPE)
     record: dict[str, Any] = {
-        "command": f"python benchmarks/select.py --work WORKDIR --k {given.k} --seeds {given.seeds} --methods "
+        "command": f"python benchmarks/selection.py --work WORKDIR --k {given.k} --seeds {given.seeds} --methods "
         + " ".join(given.methods),
         "environment": environment(torch.get_num_threads()),
         "date": time.strftime("%Y-%m-%d"),
@@ -59,7 +59,7 @@ def main() -> None:
         },
         "reached": [asdict(one) for one in reached],
     }
-    (RESULTS / "select.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / "selection.json").write_text(json.dumps(record, indent=1) + "\n")
     counts = ", ".join(
         f"{name if name in chosen else f'random {name}'} {count}" for name, count in record["of_the_relation"].items()
     )
@@ -69,12 +69,12 @@ def main() -> None:
         f"{comparison_table(reached)}\nRows about currencies among the chosen: {counts}.\n\n"
         f"Command: `{record['command']}`\n"
     )
-    (RESULTS / "select.md").write_text(text)
+    (RESULTS / "selection.md").write_text(text)
     print(text)
 
 
 def data() -> tuple[hw.Examples, hw.Examples, hw.Examples]:
-    """Pool, target and held-out rows; no subject of a held-out or target fact has a fact of the relation in the pool."""
+    """Pool, target and held-out rows; the pool has no fact of the relation about their subjects."""
     chance = random.Random(0)
     facts = list(country_facts())
     chance.shuffle(facts)
