@@ -4,9 +4,9 @@
 
 The testbed `mislabel` (400 country facts, 40 of them with the answer of another country), SmolLM2-135M-Instruct fully
 fine-tuned on it for 3 epochs. Every rule of `headwater.cleaning` and its variants (one checkpoint, or the mean of all;
-every inner product; gradients projected to rank 16, or exact) ranks the rows; the figures are the shares of the mislabelled rows
-among the first 10 and 20 per cent, AUC and average precision. Finished trainings and passes in WORKDIR are used again.
-Writes benchmarks/results/clean.json and clean.md.
+every inner product; gradients projected to rank 16, or exact) ranks the rows; the figures are the shares of the
+mislabelled rows among the first 10 and 20 per cent, AUC and average precision. Finished trainings and passes in
+WORKDIR are used again. Writes benchmarks/results/clean.json and clean.md.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ _HOMES = {
     "SOURCE": "headwater.methods.along_training",
     "ScoredRow": "headwater.scores",
     "Scores": "headwater.scores",
+    "Selection": "headwater.selection",
     "SelfInfluence": "headwater.attribution.own",
     "Source": "headwater.sources",
     "Sources": "headwater.sources",
@@ -72,7 +73,10 @@ _HOMES = {
     "read_examples": "headwater.examples",
     "read_queries": "headwater.examples",
     "repair_run": "headwater.repair",
+    "random_rows": "headwater.selection",
     "self_influence": "headwater.attribution.own",
+    "select": "headwater.selection",
+    "star": "headwater.selection",
     "trace": "headwater.attribution.loop",
     "trace_all": "headwater.attribution.loop",
     "trace_index": "headwater.attribution.indexed",
@@ -107,6 +111,7 @@ if TYPE_CHECKING:
     from headwater.repair import repair_run
     from headwater.report import write_report
     from headwater.scores import ScoredRow, Scores
+    from headwater.selection import Selection, random_rows, select, star
     from headwater.sources import Source, Sources, by_source
 
 

@@ -72,6 +72,31 @@ class Recipe:
                 raise UsageError(f"{name} = {value!r}", expected=wanted, fix=f"choose another {name}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter in detail, where `Recipe.lora_rank` does not say enough.
+
+    Args:
+        rank, alpha, dropout: as PEFT's.
+        decay_B: weight decay of the matrices B alone; those named A have none.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    decay_B: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, holds, wanted in (
+            ("rank", self.rank, self.rank >= 1, "at least 1"),
+            ("alpha", self.alpha, self.alpha >= 1, "at least 1"),
+            ("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1"),
+            ("decay_B", self.decay_B, 0 <= self.decay_B < math.inf, "0 or above"),
+        ):
+            if not holds:
+                raise UsageError(f"{name} = {value!r}", expected=wanted, fix=f"choose another {name}")
+
+
 def fine_tune(
     base: str | Path,
     examples: Examples,
@@ -79,7 +104,7 @@ def fine_tune(
     recipe: Recipe | None = None,
     *,
     format: TokenFormat | None = None,
-    adapter: Path | None = None,
+    adapter: Adapter | Path | None = None,
 ) -> Path:
     """Fine-tunes a model and keeps one checkpoint per epoch.
 
@@ -95,8 +120,8 @@ def fine_tune(
         out: the folder to make.
         recipe: how to train.
         format: how rows become tokens; give the same to tracing.
-        adapter: folder of another run's adapter: the new one gets its alpha, layers and dropout, and its rank, which
-            `recipe.lora_rank` names.
+        adapter: trained instead of what `Recipe.lora_rank` and `Recipe.weight_decay` say; or the folder of another run's
+            adapter: the new one gets its alpha, layers and dropout, and its rank, which `recipe.lora_rank` names.
 
     Returns:
         `out`.
@@ -117,7 +142,7 @@ def fine_tune(
         "format": asdict(format),
     }
     if adapter is not None:
-        manifest["adapter"] = _adapter_config(adapter)
+        manifest["adapter"] = asdict(adapter) if isinstance(adapter, Adapter) else _adapter_config(adapter)
     if out.exists():
         _require_same(out, manifest)
         note(f"Reusing the training in {out}")
@@ -136,7 +161,7 @@ def _fine_tune(
     recipe: Recipe,
     format: TokenFormat,
     manifest: dict[str, Any],
-    adapter: Path | None,
+    adapter: Adapter | Path | None,
 ) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
@@ -218,7 +243,12 @@ def _compare(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _train(
-    base: str | Path, examples: Examples, folder: Path, recipe: Recipe, format: TokenFormat, adapter: Path | None
+    base: str | Path,
+    examples: Examples,
+    folder: Path,
+    recipe: Recipe,
+    format: TokenFormat,
+    adapter: Adapter | Path | None,
 ) -> None:
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -239,6 +269,7 @@ def _train(
                 fix="check the columns, or raise max_length",
             )
         set_seed(recipe.seed)
+        detail = adapter if isinstance(adapter, Adapter) else None
         model = _model(base, recipe.lora_rank, adapter)
         _require_room(model, folder, recipe)
 
@@ -259,7 +290,7 @@ def _train(
             learning_rate=recipe.learning_rate,
             lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
             warmup_steps=math.ceil(recipe.warmup_ratio * recipe.epochs * math.ceil(len(rows) / recipe.batch_size)),
-            weight_decay=recipe.weight_decay,
+            weight_decay=detail.decay_B if detail else recipe.weight_decay,
             seed=recipe.seed,
             save_strategy="epoch",
             save_only_model=True,
@@ -273,7 +304,7 @@ def _train(
         )
         steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
         with bar("Fine-tuning", steps) as progress:
-            trainer = Trainer(
+            trainer = (_only_B(Trainer) if detail else Trainer)(
                 model=model,
                 args=arguments,
                 train_dataset=rows,
@@ -283,6 +314,16 @@ def _train(
             )
             trainer.remove_callback(PrinterCallback)  # it prints to stdout
             trainer.train()
+
+
+def _only_B(trainer: Any) -> Any:
+    """A Trainer whose weight decay is that of LoRA's B matrices alone."""
+
+    class OnlyB(trainer):  # type: ignore[misc]
+        def get_decay_parameter_names(self, model: Any) -> list[str]:
+            return [name for name, _ in model.named_parameters() if "lora_B" in name]
+
+    return OnlyB
 
 
 def _collate(rows: Sequence[Encoded], padding: int) -> dict[str, Any]:
@@ -351,7 +392,7 @@ def _adapter_config(adapter: Path) -> dict[str, Any]:
     return kept
 
 
-def _model(base: str | Path, lora_rank: int | None, adapter: Path | None) -> Any:
+def _model(base: str | Path, lora_rank: int | None, adapter: Adapter | Path | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -361,7 +402,7 @@ def _model(base: str | Path, lora_rank: int | None, adapter: Path | None) -> Any
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable("model", str(place), error) from error
-    if lora_rank is None and not started.exists():
+    if lora_rank is None and not started.exists() and not isinstance(adapter, Adapter):
         return model
     try:
         from peft import LoraConfig, PeftModel, get_peft_model
@@ -374,15 +415,23 @@ def _model(base: str | Path, lora_rank: int | None, adapter: Path | None) -> Any
     if started.exists():
         _require_rank(Path(base), lora_rank)
         return PeftModel.from_pretrained(model, str(base), is_trainable=True)
-    if adapter is not None:
+    if isinstance(adapter, Path):
         _require_rank(adapter, lora_rank)
         config = LoraConfig.from_pretrained(str(adapter))
         config.inference_mode, config.base_model_name_or_path = False, str(place)
         return get_peft_model(model, config)
-    assert lora_rank is not None
+    if adapter is None:
+        assert lora_rank is not None
+        adapter = Adapter(rank=lora_rank, alpha=2 * lora_rank)
     return get_peft_model(
         model,
-        LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from headwater.cli.index import app as index
 from headwater.cli.methods import methods
 from headwater.cli.plan import plan
 from headwater.cli.repair import repair
+from headwater.cli.select import select
 from headwater.cli.serve import serve
 from headwater.cli.sources import sources
 from headwater.cli.trace import trace
@@ -37,6 +38,7 @@ app.command()(clean)
 app.command()(diagnose)
 app.command()(serve)
 app.command()(plan)
+app.command()(select)
 app.command()(methods)
 app.command()(repair)
 app.command()(bench)

@@ -8,7 +8,7 @@ from headwater.examples.example import Example, Kind
 from headwater.examples.messages import Message
 from headwater.examples.prompts import Template
 from headwater.examples.queries import Query, differing_span, read_queries
-from headwater.examples.reading import read_examples
+from headwater.examples.reading import read_examples, read_records
 from headwater.examples.rows import Examples
 from headwater.examples.tokens import Encoded, EncodingReport, LossOn, TokenFormat
 
@@ -29,4 +29,5 @@ __all__ = [
     "differing_span",
     "read_examples",
     "read_queries",
+    "read_records",
 ]

@@ -43,10 +43,20 @@ def read_examples(
         DataError: for whatever cannot be read or used, naming file and line.
         UsageError: for options that do not fit the rows.
     """
+    name, records = read_records(path, split=split)
+    return Examples.from_records(records, name=name, columns=columns, template=template)
+
+
+def read_records(path: str | Path, *, split: str | None = None) -> tuple[str, _Records]:
+    """The rows as they are written: name of the data, and pairs of source ("<file>:<line>") and columns.
+
+    Raises:
+        DataError: as `read_examples`.
+    """
     place, is_folder, is_there = _looked_at(path)
     if is_folder:
-        name, records = _folder(place, split)
-    elif is_there or format_of(place) is not None or not _HUB_ID.fullmatch(str(path)):
+        return _folder(place, split)
+    if is_there or format_of(place) is not None or not _HUB_ID.fullmatch(str(path)):
         if split is not None and is_there:
             raise DataError(
                 f'split "{split}" of the single file {place}',
@@ -59,10 +69,8 @@ def read_examples(
                 expected="a file, a folder or a hub id such as owner/name",
                 fix="check the path",
             )
-        name, records = place.name, _of_file(place, place.name)
-    else:
-        name, records = _hub(str(path), split)
-    return Examples.from_records(records, name=name, columns=columns, template=template)
+        return place.name, _of_file(place, place.name)
+    return _hub(str(path), split)
 
 
 def _looked_at(path: str | Path) -> tuple[Path, bool, bool]:
