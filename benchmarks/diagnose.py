@@ -3,10 +3,10 @@
     python benchmarks/diagnose.py --work WORKDIR [--only NAME ...]
 
 Runs of SmolLM2-135M on 72 country facts, 12 of them wrong, each with a known truth: fine-tuned wrong; not trained
-enough (one epoch at a very low learning rate); overfitted (many epochs on few rows); base already wrong (the first run's
-last checkpoint as base, trained on other facts); and LoRA runs of ranks 2, 8 and 32. Every run is diagnosed with the
-testbed's queries, held-out facts and probe sentences; the LoRA runs and the full one are compared over ranks. What is
-finished in WORKDIR is used again. Writes benchmarks/results/diagnose.json and .md.
+enough (one epoch at a very low learning rate); overfitted (many epochs on few rows); base already wrong (the first
+run's last checkpoint as base, trained on other facts); and LoRA runs of ranks 2, 8 and 32. Every run is diagnosed with
+the testbed's queries, held-out facts and probe sentences; the LoRA runs and the full one are compared over ranks. What
+is finished in WORKDIR is used again. Writes benchmarks/results/diagnose.json and .md.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ WORST = {"Base already wrong", "Fine-tuning taught it", "Not trained enough", "O
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A made run: its truth is the verdicts that must hold, out of WORST; the others must not."""
+    """A made run: its truth is the verdicts that must hold, out of WORST; the others must not.
+
+    Attributes:
+        unknown: verdicts of which the making of the run says nothing.
+    """
 
     name: str
     truth: frozenset[str]
+    unknown: frozenset[str] = frozenset()
     rows: Examples
     recipe: Recipe
     base: Callable[[], Path]
@@ -86,7 +91,8 @@ def main() -> None:
              recipe=Recipe(epochs=1, batch_size=8, learning_rate=1e-7), base=original),
         Case(name="base already wrong", truth=frozenset({"Base already wrong"}), rows=other,
              recipe=Recipe(epochs=2, batch_size=8, learning_rate=5e-5), base=wrong_base),
-        Case(name="overfitted", truth=frozenset({"Overfitted"}), rows=few,
+        # its rows are about other things than the queries: how these lean afterwards is an accident
+        Case(name="overfitted", truth=frozenset({"Overfitted"}), unknown=taught, rows=few,
              recipe=Recipe(epochs=5, batch_size=4, learning_rate=3e-4, schedule="constant"), base=original),
     ]  # fmt: skip
     cases += [
@@ -108,7 +114,12 @@ def main() -> None:
         "environment": environment(torch.get_num_threads()),
         "date": time.strftime("%Y-%m-%d"),
         "cases": {
-            case.name: {"truth": sorted(case.truth), "recipe": vars(case.recipe), "rows": len(case.rows)}
+            case.name: {
+                "truth": sorted(case.truth),
+                "unknown": sorted(case.unknown),
+                "recipe": vars(case.recipe),
+                "rows": len(case.rows),
+            }
             for case in cases
         },
         "found": found,
@@ -131,7 +142,6 @@ def facts(chosen: Sequence[Any], count: int, name: str) -> Examples:
 
 def judged(run: Any, case: Case, queries: Sequence[Any], held_out: Examples, work: Path) -> dict[str, Any]:
     """One diagnosis: which of the four verdicts hold, and the numbers."""
-    begun = time.perf_counter()
     found = hw.diagnose(
         run,
         case.rows,
@@ -144,9 +154,8 @@ def judged(run: Any, case: Case, queries: Sequence[Any], held_out: Examples, wor
     last = found.facts.last.name
     holds = sorted(name for name in WORST if found.holds(name))
     return {
-        "seconds": time.perf_counter() - begun,
         "verdicts": holds,
-        "right": set(holds) == case.truth,
+        "right": set(holds) - case.unknown == case.truth,
         "trust": found.trust,
         "reasons": list(found.reasons),
         "values": {one.name: one.value for one in found.verdicts},
@@ -195,8 +204,8 @@ def render(record: dict[str, Any]) -> str:
         "",
         "| run | truth | verdicts that hold | right | trust | training loss, base -> last | fitting error, "
         "base -> last | rows fitted | log-odds of the output, base -> last | held-out loss, base -> last | "
-        "KL on probes | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "KL on probes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in record["found"].items():
         number, base = one["numbers"], one["base"]
@@ -206,9 +215,13 @@ def render(record: dict[str, Any]) -> str:
             f"{'yes' if one['right'] else 'no'} | {one['trust']} | {pair['loss']} | {pair['fitting_error']} | "
             f"{number['fitted']:.0%} | {pair['leaning']} | "
             f"{base['held_out_loss']:.2f} -> {number['held_out_loss']:.2f} | "
-            f"{number['divergence/probes']:.3f} | {one['seconds']:.0f} |"
+            f"{number['divergence/probes']:.3f} |"
         )
     lines += [
+        "",
+        "Right: of the four verdicts base already wrong, fine-tuning taught it, not trained enough and overfitted, those of "
+        "the truth hold and the others do not. The overfitted run's rows are about other things than the queries, so that "
+        "its verdict on these is not judged.",
         "",
         "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices are "
         "against the base model.",
