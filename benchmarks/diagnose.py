@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def main() -> None:
     ]  # fmt: skip
     cases += [
         Case(name=f"LoRA rank {rank}", truth=taught, rows=bed.examples, base=original,
-             recipe=Recipe(epochs=3, batch_size=8, learning_rate=2e-3, lora_rank=rank))
+             recipe=Recipe(epochs=2, batch_size=8, learning_rate=2e-3, lora_rank=rank))
         for rank in RANKS
     ]  # fmt: skip
     found: dict[str, Any] = {}
@@ -106,9 +106,13 @@ def main() -> None:
         base = case.base()
         fine_tune(base, case.rows, work / "runs" / case.name, case.recipe)
         print(case.name, f"{time.perf_counter() - begun:.0f} s training", flush=True)
-        if case.recipe.lora_rank in (None, RANKS[-1]):  # the other ranks are compared with this one
-            found[case.name] = judged(run_of(work, case.name, base), case, bed.queries, held_out, work)
+        if case.recipe.lora_rank is None:
+            found[case.name] = judged(case, diagnosed(case, run_of(work, case.name, base), bed.queries, held_out, work))
             print(json.dumps(found[case.name]), flush=True)
+    lora = cases[-len(RANKS)]
+    first, *others = [run_of(work, case.name, smol) for case in (*cases[-len(RANKS) :], cases[0])]
+    compared = diagnosed(lora, first, bed.queries, held_out, work, others)
+    found[lora.name] = judged(lora, compared)
     record = {
         "command": "python benchmarks/diagnose.py --work WORKDIR",
         "environment": environment(torch.get_num_threads()),
@@ -123,7 +127,7 @@ def main() -> None:
             for case in cases
         },
         "found": found,
-        "ranks": ranks(cases[0], bed.queries, held_out, work),
+        "ranks": ranks(compared),
     }
     file = RESULTS / "diagnose"
     file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -140,17 +144,23 @@ def facts(chosen: Sequence[Any], count: int, name: str) -> Examples:
     return Examples.from_rows(rows, name=name)
 
 
-def judged(run: Any, case: Case, queries: Sequence[Any], held_out: Examples, work: Path) -> dict[str, Any]:
-    """One diagnosis: which of the four verdicts hold, and the numbers."""
-    found = hw.diagnose(
+def diagnosed(
+    case: Case, run: Any, queries: Sequence[Any], held_out: Examples, work: Path, others: Sequence[Any] = ()
+) -> hw.Diagnosis:
+    return hw.diagnose(
         run,
         case.rows,
         queries=queries,
         held_out=held_out,
         probes=PROBES,
+        others=others,
         sample=SAMPLE,
         out=work / "diagnoses" / case.name,
     )
+
+
+def judged(case: Case, found: hw.Diagnosis) -> dict[str, Any]:
+    """Which of the four verdicts hold, and the numbers."""
     last = found.facts.last.name
     holds = sorted(name for name in WORST if found.holds(name))
     return {
@@ -164,22 +174,8 @@ def judged(run: Any, case: Case, queries: Sequence[Any], held_out: Examples, wor
     }
 
 
-def ranks(case: Case, queries: Sequence[Any], held_out: Examples, work: Path) -> list[dict[str, Any]]:
-    """The LoRA runs and the full one in one diagnosis."""
-    first, *others = [
-        run_of(work, name, smollm2_135m())
-        for name in (f"LoRA rank {RANKS[0]}", f"LoRA rank {RANKS[1]}", f"LoRA rank {RANKS[2]}", case.name)
-    ]
-    found = hw.diagnose(
-        replace(first, checkpoints=first.checkpoints[-1:]),
-        case.rows,
-        queries=queries,
-        held_out=held_out,
-        probes=PROBES,
-        others=others,
-        sample=SAMPLE,
-        out=work / "diagnoses" / "ranks",
-    )
+def ranks(found: hw.Diagnosis) -> list[dict[str, Any]]:
+    """The LoRA runs and the full one."""
     shown = [found.facts.last, *(c for c in found.facts.checkpoints if c.role == "other")]
     return [
         {
@@ -219,9 +215,9 @@ def render(record: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Right: of the four verdicts base already wrong, fine-tuning taught it, not trained enough and overfitted, those of "
-        "the truth hold and the others do not. The overfitted run's rows are about other things than the queries, so that "
-        "its verdict on these is not judged.",
+        "Right: of the four verdicts base already wrong, fine-tuning taught it, not trained enough and overfitted, "
+        "those of the truth hold and the others do not. The overfitted run's rows are about other things than the "
+        "queries, so that its verdict on these is not judged.",
         "",
         "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices are "
         "against the base model.",
