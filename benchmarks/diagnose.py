@@ -62,6 +62,7 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without-ranks", action="store_true", help="leave the LoRA runs out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     bed = plant(
@@ -95,11 +96,13 @@ def main() -> None:
         Case(name="overfitted", truth=frozenset({"Overfitted"}), unknown=taught, rows=few,
              recipe=Recipe(epochs=5, batch_size=4, learning_rate=3e-4, schedule="constant"), base=original),
     ]  # fmt: skip
-    cases += [
+    loras = [
         Case(name=f"LoRA rank {rank}", truth=taught, rows=bed.examples, base=original,
              recipe=Recipe(epochs=2, batch_size=8, learning_rate=2e-3, lora_rank=rank))
         for rank in RANKS
+        if not given.without_ranks
     ]  # fmt: skip
+    cases += loras
     found: dict[str, Any] = {}
     for case in cases:
         begun = time.perf_counter()
@@ -109,12 +112,13 @@ def main() -> None:
         if case.recipe.lora_rank is None:
             found[case.name] = judged(case, diagnosed(case, run_of(work, case.name, base), bed.queries, held_out, work))
             print(json.dumps(found[case.name]), flush=True)
-    lora = cases[-len(RANKS)]
-    first, *others = [run_of(work, case.name, smol) for case in (*cases[-len(RANKS) :], cases[0])]
-    compared = diagnosed(lora, first, bed.queries, held_out, work, others)
-    found[lora.name] = judged(lora, compared)
+    compared = None
+    if loras:
+        first, *others = [run_of(work, case.name, smol) for case in (*loras, cases[0])]
+        compared = diagnosed(loras[0], first, bed.queries, held_out, work, others)
+        found[loras[0].name] = judged(loras[0], compared)
     record = {
-        "command": "python benchmarks/diagnose.py --work WORKDIR",
+        "command": "python benchmarks/diagnose.py --work WORKDIR" + " --without-ranks" * given.without_ranks,
         "environment": environment(torch.get_num_threads()),
         "date": time.strftime("%Y-%m-%d"),
         "cases": {
@@ -127,7 +131,7 @@ def main() -> None:
             for case in cases
         },
         "found": found,
-        "ranks": ranks(compared),
+        "ranks": [] if compared is None else ranks(compared),
     }
     file = RESULTS / "diagnose"
     file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -218,14 +222,17 @@ def render(record: dict[str, Any]) -> str:
         "Right: of the four verdicts base already wrong, fine-tuning taught it, not trained enough and overfitted, "
         "those of the truth hold and the others do not. The overfitted run's rows are about other things than the "
         "queries, so that its verdict on these is not judged.",
-        "",
-        "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices are "
-        "against the base model.",
-        "",
-        "| rank | training loss | log-odds of the output | KL queries | KL held-out | KL probes | first choices kept "
-        "on probes | mean loss's gradient expressed | queries' gradients expressed | of a random gradient |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    if record["ranks"]:
+        lines += [
+            "",
+            "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices are "
+            "against the base model.",
+            "",
+            "| rank | training loss | log-odds of the output | KL queries | KL held-out | KL probes | first choices kept "
+            "on probes | mean loss's gradient expressed | queries' gradients expressed | of a random gradient |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
     for one in record["ranks"]:
         kl, shares = one["divergence"], one["expressed"]
         expressed = [f"{shares[key]:.1%}" if key in shares else "" for key in ("mean loss", "queries")]
