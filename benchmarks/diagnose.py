@@ -226,11 +226,11 @@ def render(record: dict[str, Any]) -> str:
     if record["ranks"]:
         lines += [
             "",
-            "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices are "
-            "against the base model.",
+            "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices "
+            "are against the base model.",
             "",
-            "| rank | training loss | log-odds of the output | KL queries | KL held-out | KL probes | first choices kept "
-            "on probes | mean loss's gradient expressed | queries' gradients expressed | of a random gradient |",
+            "| rank | training loss | log-odds of the output | KL queries | KL held-out | KL probes | first choices "
+            "kept on probes | mean loss's gradient expressed | queries' gradients expressed | of a random gradient |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
     for one in record["ranks"]:
