@@ -83,7 +83,7 @@ def diagnose(
         "what": "diagnosis",
         "held_out": None if held_out is None else {"name": held_out.name, "fingerprint": held_out.fingerprint},
         "probes": digest(*(text.encode() for text in probes)) if probes else None,
-        "trace": None if traced is None else {"method": traced.method, "queries": len(queries)},
+        "trace": None if traced is None else {"method": traced.method, "scores": digest(traced.values.tobytes())},
         "others": [c.fingerprint() for c, role in everyone if role == "other"],
         "sample": sample,
         "seed": seed,
