@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
 
 import pytest
@@ -50,7 +51,7 @@ def test_it_says_what_was_found(page: tuple[str, hw.Diagnosis]) -> None:
 
 def test_the_terminal_says_it_too(page: tuple[str, hw.Diagnosis]) -> None:
     _, found = page
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(summary(found))
     text = " ".join(console.export_text().split())
     assert found.sentence.split(",")[0] in text
