@@ -37,6 +37,7 @@ bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/projection.py --work benchmarks/work
 	$(BIN)/python benchmarks/agreement.py --work benchmarks/work
 	$(BIN)/python benchmarks/families.py --work benchmarks/work/families
+	$(BIN)/python benchmarks/diagnose.py --work benchmarks/work/diagnose
 	for case in facts identity xsum; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study || exit 1; done
 	$(BIN)/python benchmarks/false_alarms.py --case facts --work benchmarks/work/study
 

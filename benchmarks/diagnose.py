@@ -3,10 +3,10 @@
     python benchmarks/diagnose.py --work WORKDIR [--only NAME ...]
 
 Runs of SmolLM2-135M on 72 country facts, 12 of them wrong, each with a known truth: fine-tuned wrong; not trained
-enough (one epoch at a very low learning rate); overfitted (many epochs on few rows); base already wrong (the first run's
-last checkpoint as base, trained on other facts); and LoRA runs of ranks 2, 8 and 32. Every run is diagnosed with the
-testbed's queries, held-out facts and probe sentences; the LoRA runs and the full one are compared over ranks. What is
-finished in WORKDIR is used again. Writes benchmarks/results/diagnose.json and .md.
+enough (one epoch at a very low learning rate); overfitted (many epochs on few rows); base already wrong (the first
+run's last checkpoint as base, trained on other facts); and LoRA runs of ranks 2, 8 and 32. Every run is diagnosed with
+the testbed's queries, held-out facts and probe sentences; the LoRA runs and the full one are compared over ranks. What
+is finished in WORKDIR is used again. Writes benchmarks/results/diagnose.json and .md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,15 @@ WORST = {"Base already wrong", "Fine-tuning taught it", "Not trained enough", "O
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A made run: its truth is the verdicts that must hold, out of WORST; the others must not."""
+    """A made run: its truth is the verdicts that must hold, out of WORST; the others must not.
+
+    Attributes:
+        unknown: verdicts of which the making of the run says nothing.
+    """
 
     name: str
     truth: frozenset[str]
+    unknown: frozenset[str] = frozenset()
     rows: Examples
     recipe: Recipe
     base: Callable[[], Path]
@@ -57,6 +62,7 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without-ranks", action="store_true", help="leave the LoRA runs out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     bed = plant(
@@ -86,33 +92,46 @@ def main() -> None:
              recipe=Recipe(epochs=1, batch_size=8, learning_rate=1e-7), base=original),
         Case(name="base already wrong", truth=frozenset({"Base already wrong"}), rows=other,
              recipe=Recipe(epochs=2, batch_size=8, learning_rate=5e-5), base=wrong_base),
-        Case(name="overfitted", truth=frozenset({"Overfitted"}), rows=few,
+        # its rows are about other things than the queries: how these lean afterwards is an accident
+        Case(name="overfitted", truth=frozenset({"Overfitted"}), unknown=taught, rows=few,
              recipe=Recipe(epochs=5, batch_size=4, learning_rate=3e-4, schedule="constant"), base=original),
     ]  # fmt: skip
-    cases += [
+    loras = [
         Case(name=f"LoRA rank {rank}", truth=taught, rows=bed.examples, base=original,
-             recipe=Recipe(epochs=3, batch_size=8, learning_rate=2e-3, lora_rank=rank))
+             recipe=Recipe(epochs=2, batch_size=8, learning_rate=2e-3, lora_rank=rank))
         for rank in RANKS
+        if not given.without_ranks
     ]  # fmt: skip
+    cases += loras
     found: dict[str, Any] = {}
     for case in cases:
         begun = time.perf_counter()
         base = case.base()
         fine_tune(base, case.rows, work / "runs" / case.name, case.recipe)
         print(case.name, f"{time.perf_counter() - begun:.0f} s training", flush=True)
-        if case.recipe.lora_rank in (None, RANKS[-1]):  # the other ranks are compared with this one
-            found[case.name] = judged(run_of(work, case.name, base), case, bed.queries, held_out, work)
+        if case.recipe.lora_rank is None:
+            found[case.name] = judged(case, diagnosed(case, run_of(work, case.name, base), bed.queries, held_out, work))
             print(json.dumps(found[case.name]), flush=True)
+    compared = None
+    if loras:
+        first, *others = [run_of(work, case.name, smol) for case in (*loras, cases[0])]
+        compared = diagnosed(loras[0], first, bed.queries, held_out, work, others)
+        found[loras[0].name] = judged(loras[0], compared)
     record = {
-        "command": "python benchmarks/diagnose.py --work WORKDIR",
+        "command": "python benchmarks/diagnose.py --work WORKDIR" + " --without-ranks" * given.without_ranks,
         "environment": environment(torch.get_num_threads()),
         "date": time.strftime("%Y-%m-%d"),
         "cases": {
-            case.name: {"truth": sorted(case.truth), "recipe": vars(case.recipe), "rows": len(case.rows)}
+            case.name: {
+                "truth": sorted(case.truth),
+                "unknown": sorted(case.unknown),
+                "recipe": vars(case.recipe),
+                "rows": len(case.rows),
+            }
             for case in cases
         },
         "found": found,
-        "ranks": ranks(cases[0], bed.queries, held_out, work),
+        "ranks": [] if compared is None else ranks(compared),
     }
     file = RESULTS / "diagnose"
     file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -129,24 +148,28 @@ def facts(chosen: Sequence[Any], count: int, name: str) -> Examples:
     return Examples.from_rows(rows, name=name)
 
 
-def judged(run: Any, case: Case, queries: Sequence[Any], held_out: Examples, work: Path) -> dict[str, Any]:
-    """One diagnosis: which of the four verdicts hold, and the numbers."""
-    begun = time.perf_counter()
-    found = hw.diagnose(
+def diagnosed(
+    case: Case, run: Any, queries: Sequence[Any], held_out: Examples, work: Path, others: Sequence[Any] = ()
+) -> hw.Diagnosis:
+    return hw.diagnose(
         run,
         case.rows,
         queries=queries,
         held_out=held_out,
         probes=PROBES,
+        others=others,
         sample=SAMPLE,
         out=work / "diagnoses" / case.name,
     )
+
+
+def judged(case: Case, found: hw.Diagnosis) -> dict[str, Any]:
+    """Which of the four verdicts hold, and the numbers."""
     last = found.facts.last.name
     holds = sorted(name for name in WORST if found.holds(name))
     return {
-        "seconds": time.perf_counter() - begun,
         "verdicts": holds,
-        "right": set(holds) == case.truth,
+        "right": set(holds) - case.unknown == case.truth,
         "trust": found.trust,
         "reasons": list(found.reasons),
         "values": {one.name: one.value for one in found.verdicts},
@@ -155,22 +178,8 @@ def judged(run: Any, case: Case, queries: Sequence[Any], held_out: Examples, wor
     }
 
 
-def ranks(case: Case, queries: Sequence[Any], held_out: Examples, work: Path) -> list[dict[str, Any]]:
-    """The LoRA runs and the full one in one diagnosis."""
-    first, *others = [
-        run_of(work, name, smollm2_135m())
-        for name in (f"LoRA rank {RANKS[0]}", f"LoRA rank {RANKS[1]}", f"LoRA rank {RANKS[2]}", case.name)
-    ]
-    found = hw.diagnose(
-        replace(first, checkpoints=first.checkpoints[-1:]),
-        case.rows,
-        queries=queries,
-        held_out=held_out,
-        probes=PROBES,
-        others=others,
-        sample=SAMPLE,
-        out=work / "diagnoses" / "ranks",
-    )
+def ranks(found: hw.Diagnosis) -> list[dict[str, Any]]:
+    """The LoRA runs and the full one."""
     shown = [found.facts.last, *(c for c in found.facts.checkpoints if c.role == "other")]
     return [
         {
@@ -195,8 +204,8 @@ def render(record: dict[str, Any]) -> str:
         "",
         "| run | truth | verdicts that hold | right | trust | training loss, base -> last | fitting error, "
         "base -> last | rows fitted | log-odds of the output, base -> last | held-out loss, base -> last | "
-        "KL on probes | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "KL on probes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in record["found"].items():
         number, base = one["numbers"], one["base"]
@@ -206,17 +215,24 @@ def render(record: dict[str, Any]) -> str:
             f"{'yes' if one['right'] else 'no'} | {one['trust']} | {pair['loss']} | {pair['fitting_error']} | "
             f"{number['fitted']:.0%} | {pair['leaning']} | "
             f"{base['held_out_loss']:.2f} -> {number['held_out_loss']:.2f} | "
-            f"{number['divergence/probes']:.3f} | {one['seconds']:.0f} |"
+            f"{number['divergence/probes']:.3f} |"
         )
     lines += [
         "",
-        "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices are "
-        "against the base model.",
-        "",
-        "| rank | training loss | log-odds of the output | KL queries | KL held-out | KL probes | first choices kept "
-        "on probes | mean loss's gradient expressed | queries' gradients expressed | of a random gradient |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "Right: of the four verdicts base already wrong, fine-tuning taught it, not trained enough and overfitted, "
+        "those of the truth hold and the others do not. The overfitted run's rows are about other things than the "
+        "queries, so that its verdict on these is not judged.",
     ]
+    if record["ranks"]:
+        lines += [
+            "",
+            "Over ranks, all from one base and the same rows; the last line is full fine-tuning. KL and first choices "
+            "are against the base model.",
+            "",
+            "| rank | training loss | log-odds of the output | KL queries | KL held-out | KL probes | first choices "
+            "kept on probes | mean loss's gradient expressed | queries' gradients expressed | of a random gradient |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
     for one in record["ranks"]:
         kl, shares = one["divergence"], one["expressed"]
         expressed = [f"{shares[key]:.1%}" if key in shares else "" for key in ("mean loss", "queries")]

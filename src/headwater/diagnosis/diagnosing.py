@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -83,7 +84,7 @@ def diagnose(
         "what": "diagnosis",
         "held_out": None if held_out is None else {"name": held_out.name, "fingerprint": held_out.fingerprint},
         "probes": digest(*(text.encode() for text in probes)) if probes else None,
-        "trace": None if traced is None else {"method": traced.method, "queries": len(queries)},
+        "trace": None if traced is None else {"method": traced.method, "scores": digest(traced.values.tobytes())},
         "others": [c.fingerprint() for c, role in everyone if role == "other"],
         "sample": sample,
         "seed": seed,
@@ -128,6 +129,8 @@ class _Work:
         from headwater.attribution.passes import Rows
         from headwater.diagnosis.measuring import Evidence, Measurements
 
+        kept = self._state.load("notes")  # of what was loaded then, and may not be again
+        self.notes |= json.loads(kept["json"].tobytes()) if kept is not None else {}
         encoded = encode_rows(self._encoder, rows, self.notes)
         unseen = None if held_out is None else encode_rows(self._encoder, held_out, {})
         probed = encode_probes(probes, self._tokenizer, self._encoder.format)
@@ -156,6 +159,7 @@ class _Work:
         )
         measurements = Measurements(self._everyone, evidence, models, self._state)
         checkpoints = measurements.run()
+        self._state.save("notes", {"json": np.frombuffer(json.dumps(self.notes).encode(), np.uint8)})
         influence = None
         if queries:
             scores, source = traced, "the trace"

@@ -144,7 +144,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="The lean is the base model's own",
         otherwise="The lean is not mostly the base model's own",
-        number="share of the queries whose output the base model preferred by half of the fine-tuned model's lean or more",
+        number="share of the queries of which the base model had half of the fine-tuned model's lean or more",
         value=base_lean,
         needs="queries and a base model",
         holds="at least",
