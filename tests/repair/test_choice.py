@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_the_first_k_are_among_the_first_more() -> None:
     made = scores([[3, 0, 2], [0, 1, 4], [9, 8, 0]])
     every = [Choice(top=k).rows(TRAIN, made) for k in range(1, len(TRAIN) + 1)]
     assert [len(one) for one in every] == list(range(1, len(TRAIN) + 1))
-    assert all(more[: len(fewer)] == fewer for fewer, more in zip(every, every[1:], strict=False))
+    assert all(more[: len(fewer)] == fewer for fewer, more in pairwise(every))
 
 
 def test_significance_is_by_q_value() -> None:

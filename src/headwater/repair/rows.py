@@ -114,13 +114,13 @@ def write_rows(
         file = folder / "train.jsonl"
         write_whole(file, _json_lines([_canonical(row) for row in rows]))
         return file
-    wanted = {row.source: row for row in rows}
+    wanted = {row.id: row for row in rows}
     records: list[dict[str, Any]] = []
     convention: Convention | None = None
     for line, record in file_records(like):
         source = f"{like.name}:{line}"
         convention = convention or convention_of(record, columns, template, source)
-        row = wanted.pop(source, None)
+        row = wanted.pop(convention.example(record, source).id, None)  # a JSON list has its rows on one line
         if row is None:
             continue
         if row.id in corrections:
