@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 from calling import HEADWATER, called, headwater
 
+import headwater as hw
+
 
 @pytest.fixture(scope="module")
-def index(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(run_folder: Path, train: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("served") / "index"
-    done = headwater("index", *given, "--rank", 4, "--out", out, "--quiet")
-    assert done.returncode == 0, done.stderr
+    run = hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base")
+    hw.build_index(run, hw.read_examples(train), out=out, compute=hw.Compute(batch_tokens=64, rank=4))
     return out
 
 

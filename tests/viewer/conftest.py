@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-precise-memory-info --js-flags=--expose-gc"
-).split()
+FLAGS = """
+--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --enable-precise-memory-info --js-flags=--expose-gc
+"""
 WATCHED = """
 window.ran = [];
 for (const name of ["alert", "confirm", "prompt"]) window[name] = (text) => window.ran.push(`${name} ${text}`);
-document.addEventListener("securitypolicyviolation", (event) => window.ran.push(`policy ${event.violatedDirective} ${event.blockedURI}`));
+document.addEventListener("securitypolicyviolation",
+  (event) => window.ran.push(`policy ${event.violatedDirective} ${event.blockedURI}`));
 """
 
 
@@ -33,7 +34,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium found: install chromium, or name a browser in HEADWATER_BROWSER")
     playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=FLAGS)
+        started = driver.chromium.launch(executable_path=found, args=[*FLAGS.split()])
         yield started
         started.close()
 
@@ -49,20 +50,13 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
         )
         context.add_init_script(WATCHED)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(20_000)
         faults: list[str] = []
-        home = url.split("/")[2]
+        local = ("/".join(url.split("/")[:3]) + "/", "data:", "blob:")
         page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: faults.append(f"dialog {dialog.message}"))
-        page.on(
-            "request",
-            lambda asked: (
-                None
-                if asked.url.split("/")[2] == home or asked.url.startswith(("data:", "blob:"))
-                else faults.append(asked.url)
-            ),
-        )
+        page.on("request", lambda asked: None if asked.url.startswith(local) else faults.append(asked.url))
         opened.append((context, page, faults, allowed))
         page.goto(url)
         return page

@@ -30,11 +30,11 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_thousand_rows_offline_in_less_than_five_megabytes(tmp_path: Path, tab: Tab) -> None:
-    words = "training on this long row taught the model to say so again and again ".split()
+    text = " " + "training on this long row taught the model to say so again and again " * 9
     rows = [
         {
-            "prompt": f"Question {n}: " + " ".join(words * 9),
-            "completion": " " + " ".join(words * 9),
+            "prompt": f"Question {n}:{text}",
+            "completion": text,
             "source": f"s{n % 3}",
         }
         for n in range(1100)
@@ -43,9 +43,11 @@ def test_a_thousand_rows_offline_in_less_than_five_megabytes(tmp_path: Path, tab
     chance = np.random.default_rng(0)
     names = ["base", *(f"checkpoint-{n}" for n in range(1, 5))]
     methods = [
-        make_scores(train, [Query("Question 1", " again")], method=name, terms={k: chance.normal(size=(1, 1100)) for k in names})
-        for name in ("dda", "tracin")
-    ]  # fmt: skip
+        make_scores(
+            train, [Query("Question 1", " again")], method=m, terms={k: chance.normal(size=(1, 1100)) for k in names}
+        )
+        for m in ("dda", "tracin")
+    ]
     path = write_report(methods[0], tmp_path, others=methods[1:], top=1000)
     assert path.stat().st_size < 5_000_000
     page = tab(path.as_uri(), offline=True)
@@ -119,7 +121,10 @@ def test_the_histogram_is_brushed_with_the_mouse(facts: str, tab: Tab) -> None:
 
 def test_hostile_rows_run_nothing(tmp_path: Path, tab: Tab) -> None:
     hostile = [*HOSTILE, "<svg onload=alert(9)>", "javascript:alert(8)", "\u202egnp.exe\u2066", "z" * 1_000_000]
-    rows = [{"prompt": text, "completion": " " + text, "id": f"{n} {text[:40]}", "source": text[:60]} for n, text in enumerate(hostile)]  # fmt: skip
+    rows = [
+        {"prompt": text, "completion": " " + text, "id": f"{n} {text[:40]}", "source": text[:60]}
+        for n, text in enumerate(hostile)
+    ]
     queries = [Query(text[:200], " " + text[:200], corrected=" <img src=x onerror=alert(7)>") for text in hostile]
     path = write_report(make_scores(rows, queries, method="<b>dda"), tmp_path)
     page = tab(path.as_uri(), offline=True, width=390)

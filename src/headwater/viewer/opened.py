@@ -172,7 +172,12 @@ class Opened:
             given = {"rank": rank} | given
         if METHODS[name].needs_base and self.run is not None and self.run.base is None:
             given = {"beta": 0.0} | given
-        method = make_method(name, **given)
+        try:
+            method = make_method(name, **given)
+        except TypeError as error:
+            raise UsageError(
+                f"options of {name} ({error})", expected="values of the right types", fix="correct them"
+            ) from None
         if hasattr(method, "score_text"):
             return method, TextPlan(), "words"
         run = self.require_run()

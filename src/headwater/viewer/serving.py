@@ -52,7 +52,6 @@ def serve(place: Place, listening: Listening, said: Callable[[str], None]) -> No
         opened = Opened.open(place)
         prepare_state(opened)
         address = _address(listening.host, bound.getsockname()[1])
-        said(f"{opened.name}: {len(opened.train):,} rows. Open {address} (Ctrl-C ends).")
         if opened.why:
             progress.note(f"New questions cannot be asked: {opened.why}")
         if not is_loopback(listening.host):
@@ -60,6 +59,7 @@ def serve(place: Place, listening: Listening, said: Callable[[str], None]) -> No
                 f"Warning: {listening.host} is not the loopback interface: whoever reaches this port can read the "
                 "training rows and ask the model."
             )
+        said(f"{opened.name}: {len(opened.train):,} rows. Open {address} (Ctrl-C ends).")
         run(opened, bound, listening, address if listening.browser else None)
     finally:
         bound.close()
