@@ -120,8 +120,8 @@ def fine_tune(
         out: the folder to make.
         recipe: how to train.
         format: how rows become tokens; give the same to tracing.
-        adapter: trained instead of what `Recipe.lora_rank` and `Recipe.weight_decay` say; or the folder of another run's
-            adapter: the new one gets its alpha, layers and dropout, and its rank, which `recipe.lora_rank` names.
+        adapter: trained instead of what `Recipe.lora_rank` and `Recipe.weight_decay` say; or the folder of another
+            run's adapter: the new one gets its alpha, layers and dropout, and its rank, which `recipe.lora_rank` names.
 
     Returns:
         `out`.
