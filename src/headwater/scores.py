@@ -21,7 +21,8 @@ from headwater.examples import Examples, Query
 from headwater.gradients.measurement import Target
 from headwater.run import write_whole
 from headwater.significance import LEVEL, p_values, q_values
-from headwater.trace_files import FORMAT, LEANING, Table, damaged, read_manifest, read_words
+from headwater.trace_files import FORMAT, LEANING, Table, damaged, read_words
+from headwater.trace_files import read_manifest as read_manifest
 
 STANDS_OUT = 8.0
 """Robust z-score from which a row is said to stand out of the rest."""

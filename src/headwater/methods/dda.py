@@ -43,8 +43,9 @@ class DDA:
         measurement: "contrast" (loss of the output minus loss of the corrected output) or "loss".
         inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer). The
             directional engine has no such choice.
-        beta: how much of the base model's influence is taken out (negative: put in); "auto" chooses it without
-            labels, see `choose_beta`. 0 needs no pass over the base model.
+        beta: how much of the base model's influence is taken out (negative: put in, the base then counts as one more
+            checkpoint); -0.5 was at or near the best on every task of docs/study.md, and subtracting cost on each.
+            "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
         level: debias the scores, or the examples' gradients.
         checkpoint_weights: w_c, one per checkpoint; None: 1/T each.
         engine: "gradient", or "directional": per checkpoint the difference of losses between a ground and an error
@@ -57,7 +58,7 @@ class DDA:
 
     measurement: Measurement = "contrast"
     inner: Literal["dot", "cosine", "layer_cosine"] = "layer_cosine"
-    beta: float | Literal["auto"] = "auto"
+    beta: float | Literal["auto"] = -0.5
     level: Literal["score", "gradient"] = "score"
     checkpoint_weights: tuple[float, ...] | None = None
     engine: Literal["gradient", "directional"] = "gradient"
