@@ -146,7 +146,10 @@ def trace(
     ] = None,
     beta: Annotated[
         str | None,
-        typer.Option(help="DDA: a number, or auto: how much of the base is taken out.", rich_help_panel=METHOD),
+        typer.Option(
+            help="DDA: a number, or auto: how much of the base is taken out. [default: -0.5; 0 for dot products]",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     measurement: Annotated[
         Measurement | None, typer.Option(help="Contrast with the corrected output, or loss.", rich_help_panel=METHOD)

@@ -25,6 +25,10 @@ from headwater.gradients.measurement import Measurement, Target
 from headwater.methods.influence import space_of
 from headwater.scores import robust_deviations
 
+COSINE_BETA = -0.5
+"""The default where scores have one scale at every checkpoint: cosines, and losses after AdamW's steps. Dot products have
+not: the base's gradients are larger, and any share of them costs."""
+
 BETAS = np.round(np.arange(-1.0, 1.0001, 0.05), 2)
 """The grid `beta="auto"` chooses from."""
 
@@ -44,8 +48,8 @@ class DDA:
         inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer). The
             directional engine has no such choice.
         beta: how much of the base model's influence is taken out (negative: put in, the base then counts as one more
-            checkpoint); -0.5 was at or near the best on every task of docs/study.md, and subtracting cost on each.
-            "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
+            checkpoint). None: what did best on every task of docs/study.md, COSINE_BETA, or 0 for dot products of
+            gradients. "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
         level: debias the scores, or the examples' gradients.
         checkpoint_weights: w_c, one per checkpoint; None: 1/T each.
         engine: "gradient", or "directional": per checkpoint the difference of losses between a ground and an error
@@ -58,7 +62,7 @@ class DDA:
 
     measurement: Measurement = "contrast"
     inner: Literal["dot", "cosine", "layer_cosine"] = "layer_cosine"
-    beta: float | Literal["auto"] = -0.5
+    beta: float | Literal["auto"] | None = None
     level: Literal["score", "gradient"] = "score"
     checkpoint_weights: tuple[float, ...] | None = None
     engine: Literal["gradient", "directional"] = "gradient"
@@ -92,7 +96,7 @@ class DDA:
                 expected="none: its steps are the optimizer's",
                 fix="leave it out, or use engine='gradient'",
             )
-        if self.beta != "auto" and not (isinstance(self.beta, int | float) and np.isfinite(self.beta)):
+        if self.beta not in ("auto", None) and not (isinstance(self.beta, int | float) and np.isfinite(self.beta)):
             raise UsageError(f"beta={self.beta!r}", expected="a finite number or 'auto'", fix="correct beta")
         if self.engine == "directional" and self.level == "gradient":
             raise UsageError(
@@ -115,8 +119,15 @@ class DDA:
         return self.label or ("dda" if self.engine == "gradient" else "dda-difference")
 
     @property
+    def wanted_beta(self) -> float | Literal["auto"]:
+        """Beta, or the default."""
+        if self.beta is not None:
+            return self.beta
+        return 0.0 if self.engine == "gradient" and self.inner == "dot" else COSINE_BETA
+
+    @property
     def uses_base(self) -> bool:
-        return self.beta != 0
+        return self.wanted_beta != 0
 
     def plan(self, run: TrainingRun) -> Plan:
         tuned = [c.name for c in run.checkpoints]
@@ -149,13 +160,13 @@ class DDA:
         if not self.uses_base:
             return tuned
         base = {BASE: 1.0} if self.level == "score" else {f"{name} x {BASE}": w for name, w in tuned.items()}
-        if self.beta == "auto":
+        if self.wanted_beta == "auto":
             queries = [r for r, target in enumerate(targets) if target.kind == "query"]
             tuned_QN = np.sum([w * terms[name][queries] for name, w in tuned.items()], axis=0)
             base_QN = np.sum([w * terms[name][queries] for name, w in base.items()], axis=0)
             beta = choose_beta(tuned_QN, base_QN)
         else:
-            beta = float(self.beta)
+            beta = float(self.wanted_beta)
         return tuned | {name: -beta * w for name, w in base.items()}
 
     def _checkpoint_weights(self, run: TrainingRun) -> list[float]:

@@ -60,9 +60,9 @@ METHODS: Mapping[str, MethodInfo] = {
             name="dda",
             make=DDA,
             computes="mean over checkpoints of the layer-wise cosine of contrast and row gradients, minus beta x the "
-            "base model's",
+            "base model's (beta -0.5)",
             cost="T + 1 gradient passes",
-            status="S (debias, denoise), D (automatic beta, layer-wise cosine)",
+            status="S (debias, denoise), D (beta -0.5, layer-wise cosine)",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
         ),
