@@ -26,8 +26,8 @@ from headwater.methods.influence import space_of
 from headwater.scores import robust_deviations
 
 COSINE_BETA = -0.5
-"""The default where scores have one scale at every checkpoint: cosines, and losses after AdamW's steps. Dot products have
-not: the base's gradients are larger, and any share of them costs."""
+"""The default where scores have one scale at every checkpoint: cosines, and losses after AdamW's steps. Dot products
+have not: the base's gradients are larger, and any share of them costs."""
 
 BETAS = np.round(np.arange(-1.0, 1.0001, 0.05), 2)
 """The grid `beta="auto"` chooses from."""
