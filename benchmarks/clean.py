@@ -106,10 +106,11 @@ def figures_of(score_N: np.ndarray, wrong_N: np.ndarray) -> dict[str, float]:
 
 
 def render(record: dict[str, Any]) -> str:
-    table = record["table"]
+    table, seeds = record["table"], len(record["by_seed"])
+    several = seeds > 1
+    of = f"mean over {seeds} seeds with the 95 % interval of that mean" if several else "one seed, no interval"
     lines = [
-        f"Mislabelled rows found by each ranking: mean over {len(record['by_seed'])} seeds with the 95 % interval "
-        f"of the mean over seeds; {record['date']}. Measured at the base and the first "
+        f"Mislabelled rows found by each ranking: {of}; {record['date']}. Measured at the base and the first "
         f"{record['checkpoints']} checkpoints. The rules of `headwater clean` are in bold; the default is "
         f"`{record['default']}`.",
         "",
@@ -118,7 +119,8 @@ def render(record: dict[str, Any]) -> str:
     ]
     for name in sorted(table, key=lambda n: (-table[n][FIGURES[0]][0], -table[n]["average precision"][0])):
         shown = f"**{name}**" if name in RULES else name
-        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in (table[name][f] for f in FIGURES)]
+        figures = [table[name][figure] for figure in FIGURES]
+        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" if several else f"{mean:.3f}" for mean, low, high in figures]
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 

@@ -2,9 +2,10 @@
 
     python benchmarks/selection.py --work WORKDIR [--k 40] [--seeds 5] [--methods dda repsim bm25]
 
-Pool: 240 facts about countries, of every relation (extra `demo`). Target: 12 facts about official languages of countries that
-the pool's facts of that relation do not name; compared on 40 more of these. The model is a Llama of random weights (2 layers of
-64), or with --model smollm SmolLM2-135M-Instruct. A warm-up on 60 random rows of the pool gives the methods their
+Pool: 240 facts about countries, of every relation (extra `demo`). Target: 12 facts about official languages of
+countries that the pool's facts of that relation do not name; compared on 40 more of these. The model is a Llama of
+random weights (2 layers of 64), or with --model smollm SmolLM2-135M-Instruct. A warm-up on 60 random rows of the pool
+gives the methods their
 checkpoints; each choice of k rows then trains the model from its start. Finished trainings in WORKDIR are used again.
 Writes benchmarks/results/selection-<model>.json and .md.
 """
@@ -75,8 +76,8 @@ def main() -> None:
         f"{name if name in chosen else f'random {name}'} {count}" for name, count in record["of_the_relation"].items()
     )
     text = (
-        f"{given.k} of {len(pool)} rows chosen for {TARGET} facts about official languages, and what the {given.model} model "
-        f"reaches with them on {HELD_OUT} others; {record['date']}. One target and one training for each choice.\n\n"
+        f"{given.k} of {len(pool)} rows chosen for {TARGET} facts about official languages, and what the {given.model} "
+        f"model reaches with them on {HELD_OUT} others; {record['date']}. One target and one training for each choice.\n\n"
         f"{comparison_table(reached)}\nRows about them among the chosen: {counts}.\n\n"
         f"Command: `{record['command']}`\n"
     )
