@@ -77,7 +77,7 @@ def main() -> None:
     )
     text = (
         f"{given.k} of {len(pool)} rows chosen for {TARGET} facts about official languages, and what the {given.model} "
-        f"model reaches with them on {HELD_OUT} others; {record['date']}. One target and one training for each choice.\n\n"
+        f"model reaches with them on {HELD_OUT} others; {record['date']}. One target, one training a choice.\n\n"
         f"{comparison_table(reached)}\nRows about them among the chosen: {counts}.\n\n"
         f"Command: `{record['command']}`\n"
     )
