@@ -37,9 +37,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--exact", action="store_true", help="beside projected gradients, exact ones")
+    parser.add_argument("--checkpoints", type=int, default=3, help="measure only the first ones (the base always)")
     given = parser.parse_args()
     ranks = [16, None] if given.exact else [16]
-    by_seed = {seed: judged(seed, given.work / f"seed-{seed}", ranks) for seed in given.seeds}
+    by_seed = {seed: judged(seed, given.work / f"seed-{seed}", ranks, given.checkpoints) for seed in given.seeds}
     names = list(next(iter(by_seed.values())))
     table = {
         name: {figure: bootstrap([seed[name][figure] for seed in by_seed.values()]) for figure in FIGURES}
@@ -48,10 +49,12 @@ def main() -> None:
     record = {
         "command": "python benchmarks/clean.py --work WORKDIR --seeds "
         + " ".join(map(str, given.seeds))
-        + " --exact" * given.exact,
+        + " --exact" * given.exact
+        + f" --checkpoints {given.checkpoints}",
         "environment": environment(torch.get_num_threads()),
         "date": time.strftime("%Y-%m-%d"),
         "default": DEFAULT,
+        "checkpoints": given.checkpoints,
         "table": table,
         "by_seed": by_seed,
     }
@@ -60,15 +63,16 @@ def main() -> None:
     print(render(record))
 
 
-def judged(seed: int, folder: Path, ranks: list[int | None]) -> dict[str, dict[str, float]]:
+def judged(seed: int, folder: Path, ranks: list[int | None], first: int) -> dict[str, dict[str, float]]:
     bed, recipe = make_testbed("mislabel", seed), replace(TESTBEDS["mislabel"].recipe, seed=seed)
     base = smollm2_135m()
     run = hw.TrainingRun.from_pretrained(fine_tune(base, bed.examples, folder / "run", recipe), base=base)
+    run = replace(run, checkpoints=run.checkpoints[:first])
     wrong = np.isin([row.id for row in bed.examples], list(bed.all_culprits))
     figures = {}
     for rank in ranks:
         compute = hw.Compute(device="cpu", rank=rank)
-        found = signals(run, bed.examples, compute=compute, out=folder / f"signals-{rank or 'exact'}")
+        found = signals(run, bed.examples, compute=compute, out=folder / f"signals-{rank or 'exact'}-{first}")
         for name, score_N in rankings(found, [c.name for c in run.checkpoints]).items():
             figures[name if rank else f"{name}, exact"] = figures_of(score_N, wrong)
     return figures
@@ -102,10 +106,12 @@ def figures_of(score_N: np.ndarray, wrong_N: np.ndarray) -> dict[str, float]:
 
 
 def render(record: dict[str, Any]) -> str:
-    table = record["table"]
+    table, seeds = record["table"], len(record["by_seed"])
+    several = seeds > 1
+    of = f"mean over {seeds} seeds with the 95 % interval of that mean" if several else "one seed, no interval"
     lines = [
-        f"Mislabelled rows found by each ranking: mean over {len(record['by_seed'])} seeds with the 95 % interval "
-        f"of the mean over seeds; {record['date']}. The rules of `headwater clean` are in bold; the default is "
+        f"Mislabelled rows found by each ranking: {of}; {record['date']}. Measured at the base and the first "
+        f"{record['checkpoints']} checkpoints. The rules of `headwater clean` are in bold; the default is "
         f"`{record['default']}`.",
         "",
         "| ranking | " + " | ".join(FIGURES) + " |",
@@ -113,7 +119,8 @@ def render(record: dict[str, Any]) -> str:
     ]
     for name in sorted(table, key=lambda n: (-table[n][FIGURES[0]][0], -table[n]["average precision"][0])):
         shown = f"**{name}**" if name in RULES else name
-        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in (table[name][f] for f in FIGURES)]
+        figures = [table[name][figure] for figure in FIGURES]
+        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" if several else f"{mean:.3f}" for mean, low, high in figures]
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 

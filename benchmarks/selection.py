@@ -2,9 +2,10 @@
 
     python benchmarks/selection.py --work WORKDIR [--k 40] [--seeds 5] [--methods dda repsim bm25]
 
-Pool: 240 facts about countries, of every relation (extra `demo`). Target: 12 facts about currencies of countries that
-the pool's currency facts do not name; compared on 40 more of these. The model is a Llama of random weights (2 layers of
-64), or with --model smollm SmolLM2-135M-Instruct. A warm-up on 60 random rows of the pool gives the methods their
+Pool: 240 facts about countries, of every relation (extra `demo`). Target: 12 facts about official languages of
+countries that the pool's facts of that relation do not name; compared on 40 more of these. The model is a Llama of
+random weights (2 layers of 64), or with --model smollm SmolLM2-135M-Instruct. A warm-up on 60 random rows of the pool
+gives the methods their
 checkpoints; each choice of k rows then trains the model from its start. Finished trainings in WORKDIR are used again.
 Writes benchmarks/results/selection-<model>.json and .md.
 """
@@ -27,7 +28,7 @@ from headwater.comparison import compare, comparison_table
 from headwater.testbeds import country_facts, smollm2_135m
 from headwater.training import Recipe, fine_tune
 
-RELATION, POOL, TARGET, HELD_OUT, WARM_UP = "currency", 240, 12, 40, 60
+RELATION, POOL, TARGET, HELD_OUT, WARM_UP = "official language", 240, 12, 40, 60
 RECIPES = {
     "small": (Recipe(epochs=6, batch_size=8, learning_rate=3e-3), Recipe(epochs=20, batch_size=8, learning_rate=3e-3)),
     "smollm": (
@@ -59,8 +60,8 @@ def main() -> None:
     chance = {str(seed): hw.random_rows(pool, given.k, seed=seed) for seed in range(given.seeds)}
     reached = compare(base, chosen, chance, held_out, out=given.work / "compare", recipe=recipe)
     record: dict[str, Any] = {
-        "command": f"python benchmarks/selection.py --work WORKDIR --model {given.model} --k {given.k} --seeds {given.seeds} --methods "
-        + " ".join(given.methods),
+        "command": f"python benchmarks/selection.py --work WORKDIR --model {given.model} --k {given.k} "
+        f"--seeds {given.seeds} --methods " + " ".join(given.methods),
         "environment": environment(torch.get_num_threads()),
         "date": time.strftime("%Y-%m-%d"),
         "of_the_relation": {
@@ -75,9 +76,9 @@ def main() -> None:
         f"{name if name in chosen else f'random {name}'} {count}" for name, count in record["of_the_relation"].items()
     )
     text = (
-        f"{given.k} of {len(pool)} rows chosen for {TARGET} facts about currencies, and what the {given.model} model reaches with "
-        f"them on {HELD_OUT} others; {record['date']}. One target and one training for each choice.\n\n"
-        f"{comparison_table(reached)}\nRows about currencies among the chosen: {counts}.\n\n"
+        f"{given.k} of {len(pool)} rows chosen for {TARGET} facts about official languages, and what the {given.model} "
+        f"model reaches with them on {HELD_OUT} others; {record['date']}. One target, one training a choice.\n\n"
+        f"{comparison_table(reached)}\nRows about them among the chosen: {counts}.\n\n"
         f"Command: `{record['command']}`\n"
     )
     file.with_suffix(".md").write_text(text)
