@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import socket
@@ -172,7 +173,8 @@ def main() -> None:
     given = parser.parse_args()
     found = measured(given.rows, given.repeats)
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "fastapi", "uvicorn"))
-    found["machine"] = f"{packages}, python {platform.python_version()}; {time.strftime('%Y-%m-%d')}"
+    load = f"load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    found["machine"] = f"{packages}, python {platform.python_version()}; {load}; {time.strftime('%Y-%m-%d')}"
     (given.out / "viewer_speed.json").write_text(json.dumps(found, indent=1) + "\n")
     (given.out / "viewer_speed.md").write_text(table(found))
     print(table(found))

@@ -71,11 +71,22 @@ def asked(page: Page, prompt: str = QUESTION, said: str = " Sydney.", corrected:
     return page
 
 
+def until(page: Page, true: str, arg: Any = None, seconds: float = 60) -> None:
+    """Waits until an expression holds. (Playwright's own way evaluates text in the page, which its policy refuses.)"""
+    end = time.monotonic() + seconds
+    while not page.evaluate(true, arg):
+        assert time.monotonic() < end, f"never true: {true}"
+        page.wait_for_timeout(30)
+
+
 def settled(page: Page) -> None:
     """The rows of what stands in the fields are there."""
     page.wait_for_timeout(500)  # longer than the page waits for quiet
-    page.wait_for_function("""!document.querySelector('.job, #lists[aria-busy], #result[aria-busy]')
-        && document.querySelector('#list .row')""")
+    until(
+        page,
+        """!document.querySelector('.job, #lists[aria-busy], #result[aria-busy]')
+        && document.querySelector('#list .row')""",
+    )
 
 
 def ids(page: Page, where: str = "#list") -> list[str]:
@@ -115,17 +126,17 @@ def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
     page.locator(".slider input").nth(1).focus()
     for _ in range(12):
         page.keyboard.press("ArrowRight")
-    page.wait_for_function("text => document.querySelector('#list .score').innerText !== text", arg=before)
+    until(page, "text => document.querySelector('#list .score').innerText !== text", arg=before)
     assert "weights=" in page.url
     page.get_by_role("button", name="Back to the method’s own").click()
-    page.wait_for_function("text => document.querySelector('#list .score').innerText === text", arg=before)
+    until(page, "text => document.querySelector('#list .score').innerText === text", arg=before)
     page.select_option("#against", "bm25")
     page.locator("#list-against .row").first.wait_for()
     assert "Agreement of dda and bm25" in page.locator("#agreement").inner_text()
     page.select_option("#against", "")
     # the address holds all of it
     page.fill("#filter", "land")
-    page.wait_for_function("[...document.querySelectorAll('#list .row')].every(row => row.innerText.includes('land'))")
+    until(page, "[...document.querySelectorAll('#list .row')].every(row => row.innerText.includes('land'))")
     address, shown = page.url, ids(page)
     again = tab(address)
     again.locator("body[data-ready]").wait_for()
@@ -139,8 +150,11 @@ def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
     again.locator("#marks li").nth(1).wait_for()  # the other tab knows
     page.locator("#marks select").nth(1).select_option("fix")
     page.locator("#marks textarea").fill(" Better.")
-    page.wait_for_function("""fetch('/api/marks').then(reply => reply.json())
-        .then(marks => Object.values(marks).some(mark => mark.completion === ' Better.'))""")
+    until(
+        page,
+        """fetch('/api/marks').then(reply => reply.json())
+        .then(marks => Object.values(marks).some(mark => mark.completion === ' Better.'))""",
+    )
     files = {}
     for name in ("drop.jsonl", "fix.jsonl", "rows.csv", "report.html"):
         with page.expect_download() as download:
@@ -214,7 +228,7 @@ def test_it_fits_and_is_accessible(
 ) -> None:
     page = asked(tab(viewer.url, width=width, scheme=scheme))
     page.fill("#filter", "land 1")
-    page.wait_for_function("document.querySelectorAll('#list .row').length < 15")
+    until(page, "document.querySelectorAll('#list .row').length < 15")
     page.locator("#list .pick").first.click()
     page.locator("#weights summary").click()
     page.check("#by-source")
@@ -258,7 +272,7 @@ def test_the_histogram_narrows_the_rows(page: Page) -> None:
     for _ in range(5):
         page.keyboard.press("PageUp")
         page.wait_for_timeout(150)
-    page.wait_for_function("text => document.querySelector('#note').innerText !== text", arg=total)
+    until(page, "text => document.querySelector('#note').innerText !== text", arg=total)
     assert "range=" in page.url
     assert page.evaluate("document.activeElement.dataset.end") == "low"
     low = float(page.locator("[data-end=low]").get_attribute("aria-valuenow") or "nan")
@@ -266,7 +280,7 @@ def test_the_histogram_narrows_the_rows(page: Page) -> None:
     scores = [float(text.replace("−", "-").split()[-1]) for text in shown]
     assert scores and min(scores) >= low - 1e-3
     page.keyboard.press("Escape")
-    page.wait_for_function("text => document.querySelector('#note').innerText === text", arg=total)
+    until(page, "text => document.querySelector('#note').innerText === text", arg=total)
 
 
 def test_a_worker_that_dies_is_said_and_the_next_question_works(viewer: Live, tab: Tab) -> None:
@@ -336,7 +350,7 @@ def test_a_hundred_thousand_rows_rank_again_at_once_in_flat_memory(tab: Tab, tmp
                 before = page.locator("#list .score").first.inner_text()
                 page.evaluate("window.began = performance.now()")
                 page.keyboard.press("ArrowRight" if step % 20 < 10 else "ArrowLeft")
-                page.wait_for_function("text => document.querySelector('#list .score').innerText !== text", arg=before)
+                until(page, "text => document.querySelector('#list .score').innerText !== text", arg=before)
                 times.append(page.evaluate("performance.now() - window.began"))
             return times
 
