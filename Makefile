@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint browser bench bench-quality bench-speed clean
+.PHONY: demo test lint coverage bench bench-quality bench-speed clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +32,12 @@ browser:
 
 test: lint browser
 	$(BIN)/python -m pytest -m "not slow"
+
+coverage: $(VENV)/.installed
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow"
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report --fail-under 95
 
 bench: bench-quality bench-speed
 

@@ -186,6 +186,39 @@ class TrainingRun:
             )
         return self.base
 
+    def check_configs(self) -> None:
+        """Reads the configs of all local models as transformers reads them: a broken one is known before the first
+        model is loaded.
+
+        Raises:
+            ModelError: an architecture that is not known, remote code that is not allowed, values that do not fit.
+        """
+        from transformers import AutoConfig
+
+        models = (*self.checkpoints, *([self.base] if self.base else []))
+        for place in dict.fromkeys(c.location if c.kind == "full" else str(c.base) for c in models):
+            if not Path(place).is_dir():
+                continue
+            try:
+                config = AutoConfig.from_pretrained(place, trust_remote_code=self.trust_remote_code)
+                self._check_architecture(place, config)
+            except HeadwaterError:
+                raise
+            except Exception as error:  # each architecture checks its config in its own way
+                raise ModelError(
+                    f"{place}/config.json is not the config of a model ({reason_of(error)})",
+                    expected="an architecture that transformers knows, without code of its own",
+                    fix="check the file; --trust-remote-code runs code that a model brings along",
+                ) from None
+
+    def _check_architecture(self, place: str, config: Any) -> None:
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not self.trust_remote_code:
+            raise ModelError(
+                f"{place} is a {config.model_type}", expected="a causal language model", fix="check the folder"
+            )
+
     def vocabulary_size(self, checkpoint: Checkpoint) -> int | None:
         """Number of token embeddings by a local model's config; None where only loading can tell."""
         place = Path(checkpoint.location if checkpoint.kind == "full" else str(checkpoint.base)) / "config.json"
@@ -326,7 +359,7 @@ def _discover(place: str, every: str, allow_pickle: bool) -> list[Checkpoint]:
 def _trainer_state(folder: Path) -> tuple[int, float, list[tuple[int, float]]] | None:
     """Step, epoch, and the learning rates logged until then as (step, rate); None where Trainer left no state."""
     state = folder / "trainer_state.json"
-    if not state.exists():
+    if not (_exists(state) or state.is_symlink()):
         return None
     record = read_object(state)
     try:
@@ -365,7 +398,7 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
     state = _trainer_state(folder)
     step, epoch = state[:2] if state else (None, None)
     adapter = folder / "adapter_config.json"
-    if adapter.exists():
+    if _kind(folder) == "adapter":
         base = read_object(adapter).get("base_model_name_or_path")
         return Checkpoint(name=folder.name, location=str(folder), kind="adapter", base=base, step=step, epoch=epoch)
     return Checkpoint(name=folder.name, location=str(folder), step=step, epoch=epoch)
@@ -432,9 +465,10 @@ def _exists(place: Path) -> bool:
 
 
 def _kind(folder: Path) -> str | None:
-    if (folder / "adapter_config.json").exists():
-        return "adapter"
-    return "full" if (folder / "config.json").exists() else None
+    for name, kind in (("adapter_config.json", "adapter"), ("config.json", "full")):
+        if _exists(folder / name) or (folder / name).is_symlink():  # a broken link is said to be one
+            return kind
+    return None
 
 
 def _check_model_place(place: str, allow_pickle: bool) -> None:

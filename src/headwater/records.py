@@ -89,7 +89,7 @@ def parsed(data: bytes, place: object, wanted: Any, *, what: str, fix: str) -> A
         RunError: it is no JSON, or not as wanted.
     """
     try:
-        found = json.loads(data)
+        found = json.loads(data.decode("utf-8"))
         said = fault(found, wanted)
     except (ValueError, RecursionError) as error:
         said = f"no JSON: {(str(error).splitlines() or [''])[0][:160]}"

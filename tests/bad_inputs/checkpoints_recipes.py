@@ -393,9 +393,13 @@ LOADS = {
 """Mistakes in a config that only the weights show."""
 
 
+LOADED = r"config.json: (hidden_size|layers|heads|key heads|vocab_size|activation|rope|quantization)|adapter_config.json: an unknown kind"
+"""Mistakes that only the loaded model, or the work itself, shows."""
+
+
 def cases() -> list[Case]:
     def all_of() -> Iterator[Case]:
         for some in (configs, weights, pickles, states, adapters, tokenizers, places):
             yield from some()
 
-    return numbered(all_of())
+    return numbered(all_of(), LOADED)

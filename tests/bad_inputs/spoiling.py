@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,13 @@ def trace(name: str, *more: str, without: tuple[str, ...] = (), loads: bool = Fa
     return Case(name=name, arguments=arguments, loads=loads, **given)
 
 
-def numbered(cases: Iterator[Case]) -> list[Case]:
-    """The cases of an area; each name once."""
-    found = list(cases)
+def numbered(cases: Iterator[Case], loaded: str = "$.") -> list[Case]:
+    """The cases of an area; each name once.
+
+    Args:
+        loaded: regular expression of names whose mistake only the loaded model shows.
+    """
+    found = [replace(case, loads=case.loads or re.search(loaded, case.name) is not None) for case in cases]
     names = [case.name for case in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     assert not twice, twice

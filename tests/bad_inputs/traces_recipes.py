@@ -49,7 +49,6 @@ MANIFESTS: dict[str, Change] = {
     "an infinite weight": with_value("methods.0.weights.base", float("inf")),
     "a NaN weight": with_value("methods.0.weights.base", float("nan")),
     "leanings of numbers": with_value("leanings", [1]),
-    "a leaning with more": with_value("leanings.0.magic", 1),
     "a leaning without an output": without("leanings.0.output"),
     "a leaning of text": with_value("leanings.0.output", "much"),
 }

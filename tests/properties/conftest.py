@@ -1,6 +1,6 @@
 """How long properties are looked for: few examples, always the same, or many by hand.
 
-    HEADWATER_PROPERTIES=long python -m pytest tests/properties
+HEADWATER_PROPERTIES=long python -m pytest tests/properties
 """
 
 from __future__ import annotations

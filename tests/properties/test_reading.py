@@ -45,7 +45,9 @@ def written(form: str, table: list[dict[str, str]]) -> bytes:
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("packed", [False, True])
 @given(found=pairs)
-def test_rows_come_back_as_they_were_written(form: str, packed: bool, found: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_rows_come_back_as_they_were_written(
+    form: str, packed: bool, found: list[tuple[str, str]], tmp_path: Path
+) -> None:
     if form == "parquet" and packed:
         return
     file = tmp_path / (f"rows.{form}" + ".gz" * packed)
@@ -71,7 +73,9 @@ def test_any_bytes_are_rows_or_one_error(ending: str, data: bytes, tmp_path: Pat
 
 
 @given(table=rows, prompt=st.none() | keys, text=st.none() | keys, id=st.none() | keys)
-def test_any_records_are_rows_or_one_error(table: list[Any], prompt: str | None, text: str | None, id: str | None) -> None:
+def test_any_records_are_rows_or_one_error(
+    table: list[Any], prompt: str | None, text: str | None, id: str | None
+) -> None:
     try:
         found = Examples.from_rows(table, columns=Columns(prompt=prompt or None, text=text or None, id=id or None))
     except HeadwaterError as error:
@@ -82,11 +86,17 @@ def test_any_records_are_rows_or_one_error(table: list[Any], prompt: str | None,
         row.text.encode()  # what a tokenizer needs
 
 
-@given(row=st.fixed_dictionaries({"prompt": texts, "completion": texts}), more=st.dictionaries(st.text(max_size=4), values))
+@given(
+    row=st.fixed_dictionaries({"prompt": texts, "completion": texts}), more=st.dictionaries(st.text(max_size=4), values)
+)
 def test_other_columns_and_their_order_change_nothing(row: dict[str, Any], more: dict[str, Any]) -> None:
     more = {key: value for key, value in more.items() if key not in ("prompt", "completion", "id")}
     plain, crowded = Examples.from_rows([row])[0], Examples.from_rows([more | dict(reversed(row.items()))])[0]
-    assert (plain.prompt, plain.completion, plain.content_hash) == (crowded.prompt, crowded.completion, crowded.content_hash)
+    assert (plain.prompt, plain.completion, plain.content_hash) == (
+        crowded.prompt,
+        crowded.completion,
+        crowded.content_hash,
+    )
     assert dict(crowded.metadata).keys() == more.keys()
 
 
@@ -120,7 +130,11 @@ def test_queries_come_back_as_they_were_written(data: st.DataObject, tmp_path: P
     assert read_queries(file) == asked
 
 
-@given(rows=st.lists(st.dictionaries(st.sampled_from(["prompt", "output", "corrected", "span", "id", "group", "x"]), values)))
+@given(
+    rows=st.lists(
+        st.dictionaries(st.sampled_from(["prompt", "output", "corrected", "span", "id", "group", "x"]), values)
+    )
+)
 def test_any_file_of_queries_is_read_or_one_error(rows: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "queries.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -33,7 +34,9 @@ few_names = st.lists(texts.filter(bool), min_size=1, max_size=3, unique=True)
 
 @st.composite
 def scores(draw: st.DrawFn) -> Scores:
-    train = hw.Examples.from_rows([{"prompt": draw(texts), "completion": str(n)} for n in range(draw(st.integers(1, 5)))])
+    train = hw.Examples.from_rows(
+        [{"prompt": draw(texts), "completion": str(n)} for n in range(draw(st.integers(1, 5)))]
+    )
     names, checkpoints = draw(few_names), draw(few_names)
     shape = (len(names), len(train))
     return Scores.combine(
@@ -55,7 +58,11 @@ def test_scores_come_back_as_they_were_saved(made: Scores, tmp_path: Path) -> No
     assert np.array_equal(found.values, made.values)
     assert found.terms.keys() == made.terms.keys() and found.weights == made.weights
     assert all(np.array_equal(found.terms[name], made.terms[name]) for name in made.terms)
-    assert (found.queries, found.targets, found.leanings) == (list(made.queries), list(made.targets), list(made.leanings))
+    assert (found.queries, found.targets, found.leanings) == (
+        list(made.queries),
+        list(made.targets),
+        list(made.leanings),
+    )
     assert found.provenance == made.provenance
     assert found.top(3) == made.top(3)
 
@@ -179,7 +186,7 @@ def _header(text: bytes) -> bytes:
 def test_the_ends_are_those_of_a_sort(found: np.ndarray, k: int, cuts: list[int]) -> None:
     top, count = TopK(k, len(found)), found.shape[1]
     edges = sorted({0, count, *(cut for cut in cuts if cut < count)})
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         top.update(start, found[:, start:stop])
     ends = top.result()
     for target, score_N in enumerate(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_spans_that_cover_the_output_count_all_of_it(prompt: str, output: str, d
     whole = made.query(prompt, output)
     edges = sorted({0, len(output), *data.draw(st.lists(st.integers(0, len(output)), max_size=3))})
     found = np.zeros(whole.length, bool)
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         try:
             part = made.query(prompt, output, span=(start, end))
         except HeadwaterError:  # a span of which no token is counted: it lies in a token of the prompt

@@ -90,6 +90,7 @@ def trace_index(
         raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
     for method, plan in zip(methods, plans, strict=True):
         check_stored(method.name, plan, stored_rank)
+    index.require_whole()
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
     stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}

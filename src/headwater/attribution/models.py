@@ -99,6 +99,7 @@ class Models:
         self.precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.batch_tokens = compute.batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
         self._ready: tuple[str, Place] | None = None
+        run.check_configs()
         for checkpoint in (*run.checkpoints, *([run.base] if run.base else [])):
             size = run.vocabulary_size(checkpoint)
             if size is not None and checkpoint.kind == "full":
@@ -213,6 +214,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"the device {name} cannot be used ({str(error).splitlines()[0][:80]})",

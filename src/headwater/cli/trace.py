@@ -466,7 +466,7 @@ def _span(text: str | None) -> Any:
     if text is None or text == "diff":
         return text
     start, colon, end = text.partition(":")
-    if not (colon and start.isdigit() and end.isdigit()):
+    if not (colon and start.isdecimal() and end.isdecimal()):
         raise UsageError(f"--span {text}", expected="'diff' or START:END in characters", fix="such as --span 0:7")
     return int(start), int(end)
 

@@ -165,6 +165,14 @@ class Index:
     def part_folder(self, name: str) -> Folder:
         return part_folder(self.folder, name)
 
+    def require_whole(self) -> None:
+        """Raises RunError where a file is missing or has another size or form, before anything is computed. Contents
+        are compared by `check`."""
+        for part in self.parts:
+            _table(self.part_folder(part.name), dict.fromkeys(_TEXTS, "string"), part.rows, values=False)
+            for name in self.checkpoints:
+                self.store(part, name).require_whole()
+
     def check(self, advance: Callable[[int], None] | None = None) -> list[str]:
         """Reads everything and compares the checksums; returns what is wrong, a line for each file. Calls `advance`
         with the number of rows of a checkpoint that were read."""
@@ -214,7 +222,8 @@ class Index:
 
     def lengths(self) -> tuple[float, ...]:
         """Tokens of short, middling and long rows of the first part."""
-        table = _table(self.part_folder(self.parts[0].name), {"tokens": "int32"})
+        part = self.parts[0]
+        table = _table(self.part_folder(part.name), {"tokens": "int32"}, part.rows)
         return tuple(float(x) for x in np.quantile(table.column("tokens").to_numpy(), [0.1, 0.5, 0.9]))
 
 
@@ -223,9 +232,9 @@ _MESSAGE = {"what": _EXPECTED["expected"], "fix": _EXPECTED["fix"]}
 _WANTED = {
     "config": {
         "checkpoints": [{"name": plain_name, "location": text, "fingerprint": text}],
-        "quantization": maybe(text),
+        "quantization": maybe(among("4bit", "8bit")),
         "format": record,
-        "compute": {"rank": whole(1), "parameters": [text]},
+        "compute": {"rank": whole(1), "seed": whole(0), "parameters": [text]},
     },
     "layers": [
         {
@@ -315,21 +324,31 @@ def _plain(value: Any) -> Any:
 _TEXTS = ("id", "source", "content_hash", "kind", "prompt", "completion", "metadata")
 
 
-def _table(folder: Folder, wanted: Mapping[str, str]) -> Any:
-    """Columns of rows.parquet: name -> type of its values, of which none is null."""
+def _table(folder: Folder, wanted: Mapping[str, str], count: int, *, values: bool = True) -> Any:
+    """Columns of rows.parquet.
+
+    Args:
+        wanted: name -> type of its values, of which none may be null. count: of the rows.
+        values: read them; otherwise names and types alone are looked at.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    data = folder.read_bytes(ROWS)
     try:
-        table = pq.read_table(BytesIO(folder.read_bytes(ROWS)))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged_rows(folder, str(error).splitlines()[0][:100]) from None
-    for name, kind in wanted.items():
-        if name not in table.column_names:
-            raise _damaged_rows(folder, f"no column {name}")
-        column = table.column(name)
-        if str(column.type) != kind or column.null_count:
-            raise _damaged_rows(folder, f"column {name} of {column.type} with {column.null_count} nulls, not {kind}")
+        with pq.ParquetFile(BytesIO(data)) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            for name, kind in wanted.items():
+                if schema.names.count(name) != 1 or str(schema.field(name).type) != kind:
+                    raise _damaged_rows(folder, f"no column {name} of type {kind}")
+            if rows != count:
+                raise _damaged_rows(folder, f"{rows} rows, not {count} as in {MANIFEST}")
+            table = file.read(list(wanted)) if values else schema.empty_table()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged_rows(folder, (str(error).splitlines() or [""])[0][:100]) from None
+    for name in wanted:
+        if table.column(name).null_count:
+            raise _damaged_rows(folder, f"nulls in column {name}")
     return table.select(list(wanted))
 
 
@@ -340,9 +359,7 @@ def _damaged_rows(folder: Folder, why: str) -> RunError:
 
 
 def _read_rows(folder: Folder, count: int, rows: np.ndarray | None) -> list[Example]:
-    table = _table(folder, dict.fromkeys(_TEXTS, "string"))
-    if len(table) != count:
-        raise _damaged_rows(folder, f"{len(table)} rows, not {count} as in {MANIFEST}")
+    table = _table(folder, dict.fromkeys(_TEXTS, "string"), count)
     if rows is not None:
         table = table.take(rows)
     try:

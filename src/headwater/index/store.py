@@ -294,6 +294,17 @@ class CheckpointStore:
             out[array] = rows[: stop - start]
         return Chunk(**out, start=start, stop=stop)
 
+    def require_whole(self) -> None:
+        """Raises RunError, naming a file, where one is missing or has another size. Reads nothing."""
+        sizes = self.folder.sizes()
+        for chunk in range(self.shape.chunks):
+            for array in self.shape.arrays:
+                problem = self._problem(array, chunk, sizes, verify=False)
+                if problem:
+                    raise _damaged(
+                        f"{self.folder}/{self._named(array, chunk)}: {problem}", "the file as it was written"
+                    )
+
     def check(self, advance: Callable[[int], None] | None = None) -> list[str]:
         """Reads everything once and returns what is wrong, one line per file with its rows; calls `advance(1)` after
         each chunk. Chunks that were not written yet are missing."""
@@ -513,7 +524,7 @@ def _shape(folder: Folder) -> Shape:
 
 def _metadata(folder: Folder, file: str) -> dict[str, Any]:
     try:
-        found = json.loads(folder.read_bytes(file))
+        found = json.loads(folder.read_bytes(file).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _damaged(f"{folder}/{file} is not JSON ({str(error)[:160]})", "the metadata of a Zarr v3 group") from None
     if not isinstance(found, dict):

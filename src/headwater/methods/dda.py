@@ -178,6 +178,10 @@ class DDA:
                 expected="one for each checkpoint",
                 fix="give as many as there are checkpoints",
             )
+        if not np.isfinite(self.checkpoint_weights).all():
+            raise UsageError(
+                f"checkpoint weights {self.checkpoint_weights}", expected="finite numbers", fix="correct them"
+            )
         return list(self.checkpoint_weights)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -94,6 +95,8 @@ def learning_rates(run: TrainingRun, given: tuple[float, ...] | None, method: st
                 expected="one for each checkpoint",
                 fix="give as many as there are checkpoints",
             )
+        if not all(map(math.isfinite, given)):
+            raise UsageError(f"learning rates {given}", expected="finite numbers", fix="correct them")
         return list(given)
     without = [c.name for c in run.checkpoints if c.learning_rate is None]
     if without:
