@@ -247,7 +247,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Cluster]:
                 logging_level="ERROR",
                 include_dashboard=False if address == "local" else None,
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # ray raises plain ones, too, where a node does not start in time
             raise UsageError(
                 f"no Ray cluster at {address} ({(str(error).strip().splitlines() or [type(error).__name__])[0][:120]})",
                 expected="a running cluster",
