@@ -36,7 +36,7 @@ Kind = Literal["dot", "cosine", "layer_cosine"]
 TILE, TILE_MOST, PARTIALS = 2**18, 2**21, 2**20
 """float32 numbers: of a tile (1 MiB, measured best for few targets), of a tile at most, of the partials kept."""
 FEW = 4
-"""Up to so many targets a tile that is multiplied layer by layer is twice as large: each product has a price of its own."""
+"""Up to so many targets, a tile that is multiplied layer by layer is twice as large: each product has its price."""
 WIDE = 32
 """From this many targets on, rows times targets is faster than targets times rows, and tiles have more rows."""
 
