@@ -12,9 +12,10 @@ pass over all rows:
 - float32: the same without widening, scaled from a quarter of the rows.
 
 Bandwidth is bytes of features per second as stored. With --cpu and one thread, seconds are those that the processor
-worked for us: on a machine that others use too, no other seconds mean anything. Memory is the growth of RssAnon (pages that are not of files) over
-passes of a quarter of the rows and of all, each in a process of its own. Writes benchmarks/results/index_query.json and
-index_query.md. Needs 4 bytes per row and feature on disk, and as much free memory, else the disk is measured.
+worked for us: on a machine that others use too, no other seconds mean anything. Memory is the growth of RssAnon (pages
+that are not of files) over passes of a quarter of the rows and of all, each in a process of its own. Writes
+benchmarks/results/index_query.json and index_query.md. Needs 4 bytes per row and feature on disk, and as much free
+memory, else the disk is measured.
 """
 
 from __future__ import annotations

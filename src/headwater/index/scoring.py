@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Kind = Literal["dot", "cosine", "layer_cosine"]
 TILE, TILE_MOST, PARTIALS = 2**18, 2**21, 2**20
 """float32 numbers: of a tile (1 MiB, measured best for few targets), of a tile at most, of the partials kept."""
+FEW = 4
+"""Up to so many targets, a tile that is multiplied layer by layer is twice as large: each product has its price."""
 WIDE = 32
 """From this many targets on, rows times targets is faster than targets times rows, and tiles have more rows."""
 
@@ -80,12 +83,13 @@ def _stream(
     store: CheckpointStore, kernel: _Kernel, chunks: Iterable[int]
 ) -> Iterator[tuple[int, int, dict[Kind, np.ndarray]]]:
     numbers = iter(chunks)
+    read = partial(store.read, loss=False)
     # local features are mapped, and the system is told that they will be wanted: it reads them while others are scored
     with nullcontext(_Now()) if store.folder.is_local else ThreadPoolExecutor(1, "index-reader") as reader:
-        ahead = [reader.submit(store.read, number) for number in [next(numbers, None)] if number is not None]
+        ahead = [reader.submit(read, number) for number in [next(numbers, None)] if number is not None]
         while ahead:
             chunk = ahead.pop().result()
-            ahead = [reader.submit(store.read, number) for number in [next(numbers, None)] if number is not None]
+            ahead = [reader.submit(read, number) for number in [next(numbers, None)] if number is not None]
             yield chunk.start, chunk.stop, kernel(chunk)
 
 
@@ -171,7 +175,8 @@ class _Kernel:
             self._batches.append((group, q_LRS.float().contiguous().to(self._device)))
 
         scale = 1 if self._device.type == "cpu" else 64
-        rows = min(max(scale * TILE // shape.features, 2 * self._targets), scale * TILE_MOST // shape.features)
+        tile = TILE if self._whole or self._targets > FEW else 2 * TILE
+        rows = min(max(scale * tile // shape.features, 2 * self._targets), scale * TILE_MOST // shape.features)
         per_row = len(self._order) * self._targets
         self._rows = min(max(4, min(rows, 4 * scale * PARTIALS // per_row)), shape.chunk_rows)  # of a tile
         self._tiles = max(1, min(-(-shape.chunk_rows // self._rows), scale * PARTIALS // (per_row * self._rows)))

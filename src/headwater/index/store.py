@@ -18,6 +18,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -87,7 +88,7 @@ class Shape:
         """Bytes of one row in all arrays, checksums not counted."""
         return sum(dtype.itemsize * max(width, 1) for dtype, width in self.arrays.values())
 
-    @property
+    @cached_property
     def arrays(self) -> dict[str, tuple[np.dtype[Any], int]]:
         """Type and columns of each array, in the order in which they are written; one column is a vector."""
         number = np.dtype("<f4")
@@ -272,16 +273,21 @@ class CheckpointStore:
             if all(self._problem(array, chunk, sizes, verify) is None for array in self.shape.arrays)
         }
 
-    def read(self, chunk: int, verify: bool = False) -> Chunk:
+    def read(self, chunk: int, verify: bool = False, loss: bool = True) -> Chunk:
         """Reads a chunk. Local features are mapped into memory, not copied, and their checksum is computed only with
         `verify`: it costs as much as scoring. All else, and remote features, is always verified.
+
+        Args:
+            loss: whether the losses are wanted; else there are none.
 
         Raises:
             RunError: a file is missing, truncated or damaged.
         """
         start, stop = self.shape.chunk_range(chunk)
-        out: dict[str, Any] = {"scale": None}
+        out: dict[str, Any] = {"scale": None, "loss": np.empty(0, np.float32)}
         for array, (dtype, width) in self.shape.arrays.items():
+            if array == "loss" and not loss:
+                continue
             verified = verify or array != "features" or not self.folder.is_local
             try:
                 raw = self.folder.mapped(self._file(array, chunk))
