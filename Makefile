@@ -7,8 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint browser bench bench-quality bench-speed clean
-.PHONY: demo test lint coverage bench bench-quality bench-speed clean
+.PHONY: demo test lint browser coverage bench bench-quality bench-speed clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,7 +26,7 @@ lint: $(VENV)/.installed
 # the browser tests want a Chromium: installed where this may install packages, else they are skipped
 browser:
 	@if [ -n "$$HEADWATER_BROWSER" ] || command -v chromium chromium-browser google-chrome >/dev/null; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y -qq --no-install-recommends chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; then :; \
 	else echo "make test: no Chromium found, the browser tests will be skipped (HEADWATER_BROWSER names one)"; fi
 
 test: lint browser

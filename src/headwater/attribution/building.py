@@ -286,8 +286,8 @@ class _Build:
         """The size of a batch, and whether half precision is safe; measured once, for a build that is gone on with
         must round as it began."""
         kept = self._kept_measurements()
-        tokens = models.measure(encoded, kept and kept["batch_tokens"])
-        correlation = kept and kept["half"]
+        tokens = models.measure(encoded, None if kept is None else kept["batch_tokens"])
+        correlation = None if kept is None else kept["half"]
         if self._compute.dtype == "bfloat16" and kept is None:
             correlation = models.check_half(encoded, (), ("dot", "layer_cosine"))
         self._keep_measurements(kept, tokens, correlation, encoded)

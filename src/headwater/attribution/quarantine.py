@@ -50,7 +50,7 @@ class Quarantine:
         kept = json.loads(part.read_bytes(QUARANTINE)) if part.exists(QUARANTINE) else []
         self.records: dict[int, dict[str, Any]] = {record["row"]: record for record in kept}
 
-    def __contains__(self, row: int) -> bool:
+    def __contains__(self, row: object) -> bool:
         return row in self.records
 
     def inside(self, start: int, stop: int) -> list[int]:

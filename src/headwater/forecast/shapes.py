@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from headwater.errors import ModelError
 
@@ -69,11 +69,11 @@ class ModelShape:
         nearest = min(KNOWN, key=lambda known: abs(math.log(parameters / known.parameters)))
         ratio = parameters / nearest.parameters
         if abs(ratio - 1) <= 0.15:
-            return cls(**{**_fields(nearest.shape()), "parameters": round(parameters)})
+            return cls(**_fields(nearest.shape()) | {"parameters": round(parameters)})
         width = math.sqrt(ratio)
         shape = nearest.scaled(width).shape()
         name = f"{nearest.name} with {width:.2f} times its width"
-        return cls(**{**_fields(shape), "name": name, "parameters": round(parameters)})
+        return cls(**_fields(shape) | {"name": name, "parameters": round(parameters)})
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str], patterns: Sequence[str] = ()) -> Self:
@@ -119,7 +119,7 @@ class ModelShape:
         )
 
 
-def _fields(shape: ModelShape) -> dict[str, object]:
+def _fields(shape: ModelShape) -> dict[str, Any]:
     return dict(vars(shape))
 
 

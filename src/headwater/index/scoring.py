@@ -339,7 +339,7 @@ class _Highest:
     def update(self, start: int, scores_RN: np.ndarray) -> None:
         least_R = np.array([kept[-1] if len(kept) == self._k else -np.inf for kept in self.scores])
         may_RN = scores_RN >= least_R[:, None]
-        for target in np.flatnonzero(may_RN.any(1)):
+        for target in np.flatnonzero(may_RN.any(1)).tolist():
             new = np.flatnonzero(may_RN[target])
             self._add(target, start + new, scores_RN[target, new])
 
