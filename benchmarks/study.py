@@ -1,6 +1,7 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
     HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
+        [--rank 16]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona). SmolLM2-135M is trained on
 each, asked, and traced by every method and by DDA with its parts exchanged one by one. What needs no new gradients
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument(
         "--span", action="store_true", help="measure only the words that differ from the corrected output"
     )
+    parser.add_argument("--rank", type=int, help="project every layer's gradients to rank x rank numbers")
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
     given = parser.parse_args()
     make, recipe = CASES[given.case]
@@ -116,7 +118,7 @@ def main() -> None:
         out=out,
         recipe=recipe,
         seeds=given.seeds,
-        compute=hw.Compute(query_memory=given.query_memory << 30),
+        compute=hw.Compute(query_memory=given.query_memory << 30, rank=given.rank),
         name=name,
     )
     beds = {seed: make(seed) for seed in given.seeds}
@@ -130,6 +132,7 @@ def main() -> None:
         + f"HEADWATER_DATA=... python benchmarks/study.py --case {given.case} --work WORKDIR --seeds {seeds}"
         + " --lora" * given.lora
         + " --light" * given.light
+        + f" --rank {given.rank}" * bool(given.rank)
         + " --span" * given.span,
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(torch.get_num_threads()),
