@@ -163,10 +163,10 @@ def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
         download.value.save_as(files[name])
     assert json.loads(files["fix.jsonl"].read_text())["completion"] == " Better."
     assert json.loads(files["drop.jsonl"].read_text())["id"] in {row["id"] for row in ROWS}
-    assert len(list(csv.DictReader(files["rows.csv"].open(newline="")))) >= len(shown)
+    assert len(list(csv.DictReader(files["rows.csv"].read_text("utf-8").splitlines()))) >= len(shown)
     report = tab(files["report.html"].as_uri(), offline=True)
     assert report.locator(".row").count()
-    assert "train again" in page.locator("#repair").inner_text()
+    assert "Not possible here: " in page.locator("#repair").inner_text()  # this run does not say how it was trained
     for row in page.locator("#marks li .link").all()[::-1]:
         row.click()
         page.wait_for_timeout(200)
