@@ -50,12 +50,15 @@ def p_values(score_N: npt.ArrayLike, placebo_M: npt.ArrayLike) -> Vector:
     count = round(TAIL * M)
     start = placebo[M - count - 1]
     excess = placebo[M - count :] - start
-    if excess[-1] <= 0:
+    unit = excess[-1]
+    if unit <= 0:
         return p
+    excess = excess / unit  # numbers near the smallest there are would lose their digits below
     mean = excess.mean()
     weighted = float(np.mean(excess * (1 - (np.arange(1, count + 1) - 0.35) / count)))
     shape = min(max(2 - mean / (mean - 2 * weighted), SHAPE), 0.9)
-    tail = count / M * genpareto.sf(score - start, shape, scale=mean * (1 - shape))
+    with np.errstate(over="ignore"):  # infinitely far out: the probability is 0
+        tail = count / M * genpareto.sf((score - start) / unit, shape, scale=mean * (1 - shape))
     return np.where(score > start, tail, p)
 
 

