@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from headwater.forecast.shapes import ModelShape
 
 
-class Sharding(StrEnum):
-    device_map, fsdp = "device-map", "fsdp"
-
-
 class Stored(StrEnum):
     float32, float16, int8 = "float32", "float16", "int8"
 
@@ -51,9 +47,6 @@ def plan(
     utilisation: Annotated[
         float, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that is reached.", rich_help_panel=COMPUTING)
     ] = 0.35,
-    sharding: Annotated[
-        Sharding, _text("How a model that needs several GPUs is spread over them.", COMPUTING)
-    ] = Sharding.device_map,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads, where no GPUs are given.", rich_help_panel=COMPUTING)
     ] = 1,
@@ -105,7 +98,7 @@ def plan(
     else:
         shape = ModelShape.of_size(number(model_size or "", "--model-size"))
     read = None if read_gbs is None else number(f"{read_gbs:f}", "--read-gbs") * 1e9
-    cluster = Cluster(count=count, device=device, utilisation=utilisation, sharding=sharding.value, read=read)
+    cluster = Cluster(count=count, device=device, utilisation=utilisation, read=read)
     found = forecast(shape, work, cluster)
     said = assumptions(cluster, work)
     if as_json:
@@ -151,8 +144,8 @@ def lines(shape: ModelShape, work: Work, cluster: Cluster, found: Forecast) -> l
     ]
     if cluster.device is not None:
         how = "one GPU" if found.per_model == 1 else f"{found.per_model} GPUs"
-        if found.per_model > 1 and cluster.sharding == "device-map":
-            how += ", which work one after the other (not built yet: one device a model)"
+        if found.per_model > 1:
+            how += ", one after the other (headwater cannot do this yet: one GPU must hold the model)"
         out.insert(5, ("one model on", how))
     return out
 

@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from headwater.errors import UsageError
 from headwater.forecast.devices import Device
@@ -37,8 +37,6 @@ BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
 MEMORY_SHARE = 0.4  # of what is free beside the model, for the activations of a batch
 CHUNK_BYTES, CHUNK_ROWS = 32 << 20, 1024
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8, "float16": 2, "int8": 1}
-
-Sharding = Literal["device-map", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +80,17 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What it is done with; no device: CPU threads.
+    """What it is done with; no device: CPU threads. The devices of a model that does not fit on one work one after the
+    other.
 
     Attributes:
         count: devices, or threads. utilisation: share of a device's peak.
-        sharding: of a model that does not fit on one device. With a device map the devices of a model work one after
-            the other, with FSDP all at once.
         read: bytes per second that all readers of the store together read, or None: what is measured from memory.
     """
 
     count: int = 1
     device: Device | None = None
     utilisation: float = UTILISATION
-    sharding: Sharding = "device-map"
     read: float | None = None
 
     def __post_init__(self) -> None:
@@ -185,8 +181,7 @@ def forecast(shape: ModelShape, work: Work, cluster: Cluster, constants: dict[st
         seconds = visited * (
             model_flops / rate + projection_flops / (cluster.device.float32 * cluster.utilisation)
         )  # of one model at work
-        if cluster.sharding == "device-map":
-            seconds *= per_model
+        seconds *= per_model  # layer by layer: the devices of a model work one after the other
         models = max(1, cluster.count // per_model)
         seconds += loads * models * per_model  # every worker loads every model
         wall = seconds / (models * per_model) + host
