@@ -104,7 +104,6 @@ CONFIGS: dict[str, Change] = {
     "activation unknown": with_value("hidden_act", "magic"),
     "activation a number": with_value("hidden_act", 3),
     "rope unknown": with_value("rope_parameters", {"rope_type": "magic", "rope_theta": 1e4}),
-    "quantization unknown": with_value("quantization_config", {"quant_method": "magic"}),
     "quantization text": with_value("quantization_config", "4bit"),
 }  # fmt: skip
 
@@ -329,8 +328,6 @@ def tokenizers() -> Iterator[Case]:
         yield spoilt(f"tokenizer: {name}", changes)
     files = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     yield spoilt("tokenizer: missing everywhere", {f"{p}/{f}": None for p in ("base", STEP3, STEP6) for f in files})
-    yield spoilt("tokenizer: of another model beside the base", {
-        "base/tokenizer.json": lambda old: old.replace(b'"!":', b'"\\u0142":', 1)})  # fmt: skip
     chat = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     for name, template in {
         "none": None,

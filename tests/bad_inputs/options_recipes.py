@@ -37,7 +37,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--span": ("first", "3", "3:", ":3", "3:1", "-1:3", "0:0", "0:99", "a:b", "1:2:3", "", "1.0:2.0", "²:³"),
     "--method": ("magic", "", "DDA", "dda,cea", "tracin "),
     "--checkpoint-weight": ("x", "1", "nan", "inf"),
-    "--parameters": ("no_such_layer", "(", "[", "*", ""),
+    "--parameters": ("no_such_layer", "(", "[", "*"),
     "--output": ("",),
     "--corrected": ("", " Sydney."),
 }
@@ -68,7 +68,6 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "words of bm25": ("--method", "bm25", "--words", "3"),
     "words of repsim": ("--method", "repsim", "--words", "3"),
     "words of difference": ("--method", "cea-difference", "--words", "3"),
-    "a rank beside trak": ("--method", "trak", "--method", "dda", "--rank", "3"),
     "an unknown option": ("--magic", "1"),
     "an option in part": ("--check", "{run}"),
     "an option twice": ("--base", "{base}", "--base", "{here}/none"),

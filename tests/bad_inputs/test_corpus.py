@@ -55,6 +55,8 @@ def recorded() -> Iterator[dict[str, dict[str, str]]]:
         for area, said in found.items():
             file = Path(__file__).parent / "answers" / f"{area}.json"
             if said:
+                names = {case.name for of, case in CASES if of == area}
+                said = {name: answer for name, answer in (ANSWERS[area] | said).items() if name in names}
                 file.write_text(json.dumps(said, indent=0, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -231,7 +231,7 @@ _EXPECTED = {"expected": "the manifest of a headwater index", "fix": "build the 
 _MESSAGE = {"what": _EXPECTED["expected"], "fix": _EXPECTED["fix"]}
 _WANTED = {
     "config": {
-        "checkpoints": [{"name": plain_name, "location": text, "fingerprint": text}],
+        "checkpoints": [{"name": plain_name, "location": text, "kind": among("full", "adapter"), "fingerprint": text}],
         "quantization": maybe(among("4bit", "8bit")),
         "format": record,
         "compute": {"rank": whole(1), "seed": whole(0), "parameters": [text]},

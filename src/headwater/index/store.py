@@ -493,7 +493,7 @@ def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
         "shape": document.get("shape"),
         "data_type": document.get("data_type"),
         "chunk_grid": document.get("chunk_grid"),
-        "codecs": [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs],
+        "codecs": [codec.get("name") if isinstance(codec, dict) else None for codec in codecs],
     }
 
 
