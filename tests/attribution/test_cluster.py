@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_accidents import POISON, killer
-from test_index import QUERIES, TRAIN, build, contents
+from test_index import QUERIES, build, contents
 
 import headwater as hw
 import tiny
@@ -29,8 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # pipes and sockets that ray leaves to the end
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
-
-__all__ = ["killer"]
 
 ROWS = hw.Examples.from_rows(
     [{**fact, "id": f"{fact['id']}-{n}"} for n in range(6) for fact in tiny.FACTS], name="many"
@@ -129,22 +123,3 @@ def test_a_killed_worker_costs_its_chunks_alone(
     assert [len(chunks) for chunks in buried] == [TASK]
     assert 6 <= len(before) < sum("features/c/" in name for name in whole), "it was struck too late"
     assert sum(file.stat().st_mtime_ns != then for file, then in before.items()) <= TASK  # the lost task's own
-
-
-def test_a_row_that_kills_workers_is_found(run_folder: Path, tmp_path: Path, killer: dict[str, str]) -> None:
-    out, tests = tmp_path / "index", Path(__file__).parent
-    site = Path(killer["PYTHONPATH"].split(os.pathsep)[0], "sitecustomize.py")
-    workers_only = "import sys\nif any('default_worker' in one for one in sys.orig_argv):\n"  # it loads torch: slow
-    site.write_text(workers_only + textwrap.indent(site.read_text(), "    "))
-    program = (
-        "import sys, pathlib; sys.path[:0] = sys.argv[3:5]\n"
-        "from test_index import build\n"
-        "build(pathlib.Path(sys.argv[1]), sys.argv[2], ray='local', workers=1)\n"
-    )
-    command = [sys.executable, "-c", program, str(run_folder), str(out), str(tests), str(tests.parent)]
-    given = killer | {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    built = hw.Index.open(out)
-    assert list(built.quarantined) == [POISON] and TRAIN[POISON].id in done.stderr
-    assert built.check() == []
