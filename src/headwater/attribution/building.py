@@ -243,7 +243,7 @@ class _Build:
             fingerprints={one["name"]: one["fingerprint"] for one in self._config["checkpoints"]},
             batch_tokens=kept["batch_tokens"] if kept else self._compute.batch_tokens,
         )
-        prepared = cluster.prepare(job, *self._samples(encoded, checked=kept is None))
+        prepared, first = cluster.prepare(job, *self._samples(encoded, checked=kept is None))
         self._keep_measurements(kept, prepared.batch_tokens, kept["half"] if kept else prepared.half, encoded)
         self._layers = prepared.layers
         todo = {}
@@ -255,7 +255,7 @@ class _Build:
                 bar.advance(sum(_tokens(encoded, *store.shape.chunk_range(chunk)) for chunk in done))
             bar.describe(f"Indexing with {cluster.count} workers")
             job = replace(job, batch_tokens=prepared.batch_tokens)
-            Spread(cluster, job, self._decided_shape(), encoded, self._quarantine).run(todo, bar)
+            Spread(cluster, job, self._decided_shape(), encoded, self._quarantine, first).run(todo, bar)
         return self._finish(encoded)
 
     def _encoded(self, notes: dict[str, Any]) -> list[Encoded]:

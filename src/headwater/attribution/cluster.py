@@ -12,10 +12,12 @@ The folder of the index and the checkpoints must be seen from every machine unde
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from headwater import progress
@@ -39,6 +41,9 @@ PATIENCE = 120.0
 
 STILLBORN = 8
 """So many workers in a row may die before they have done anything."""
+
+STARTS = 3
+"""So often a cluster of this machine is tried to be started."""
 
 Piece = tuple[int, Sequence[Encoded], list[int]]
 """A chunk: its number, its rows, and which of them are left out."""
@@ -96,6 +101,7 @@ class Worker:
             half = None
             if self._job.compute.dtype == "bfloat16" and sampled:
                 half = models.check_half(sampled, (), ("dot", "layer_cosine"))
+            self._job = replace(self._job, batch_tokens=tokens)
             place = self._loaded(self._job.run.last.name)
             return Prepared(batch_tokens=tokens, half=half, layers=layers_of(place))
         except HeadwaterError as error:
@@ -202,12 +208,11 @@ class Cluster:
         return (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError,
                 exceptions.OutOfMemoryError, exceptions.ActorUnschedulableError)  # fmt: skip
 
-    def prepare(self, job: Job, encoded: Sequence[Encoded], sampled: Sequence[Encoded]) -> Prepared:
-        """What one worker measures."""
+    def prepare(self, job: Job, encoded: Sequence[Encoded], sampled: Sequence[Encoded]) -> tuple[Prepared, Any]:
+        """What one worker measures, and that worker: the last checkpoint is loaded."""
         actor = self.actor(job)
         try:
-            found: Prepared = self.ask(actor, "prepare", encoded, sampled)
-            return found
+            return self.ask(actor, "prepare", encoded, sampled), actor
         except self.died() as error:
             raise RunError(
                 f"a worker died while it loaded {job.run.last.name} ({type(error).__name__})",
@@ -215,8 +220,6 @@ class Cluster:
                 cause="too little memory on its machine",
                 fix="give the workers more memory, or a smaller --max-length",
             ) from None
-        finally:
-            self.ray.kill(actor)
 
 
 @contextmanager
@@ -228,7 +231,7 @@ def connected(address: str, workers: int | None = None) -> Iterator[Cluster]:
             address such as ray://head:10001 or head:6379.
 
     Raises:
-        UsageError: ray is not installed, or there is no cluster at this address.
+        UsageError: ray is not installed, or there is no cluster at this address. RunError: none starts here.
     """
     try:
         import ray
@@ -241,15 +244,21 @@ def connected(address: str, workers: int | None = None) -> Iterator[Cluster]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(
-                address=None if address == "local" else address,
-                log_to_driver=False,
-                logging_level="ERROR",
-                include_dashboard=False if address == "local" else None,
-            )
-        except Exception as error:  # ray raises plain ones, too, where a node does not start in time
+            _join(ray, address, workers)
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # ray raises plain ones, too, and exits where a cluster does not answer
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            if address == "local":
+                raise RunError(
+                    f"Ray does not start on this machine ({said})",
+                    expected="a cluster of this machine alone",
+                    cause="too little memory or disk for its processes, or a machine that is too busy",
+                    fix="run the same command again, or leave --ray out",
+                ) from None
             raise UsageError(
-                f"no Ray cluster at {address} ({(str(error).strip().splitlines() or [type(error).__name__])[0][:120]})",
+                f"no Ray cluster at {address} ({said})",
                 expected="a running cluster",
                 fix="start one with `ray start --head`, give its address, or --ray local for this machine alone",
             ) from None
@@ -260,21 +269,44 @@ def connected(address: str, workers: int | None = None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
+def _join(ray: Any, address: str, workers: int | None) -> None:
+    """Connects to a cluster, or makes one of this machine: without a dashboard, and without a word to Ray's makers.
+
+    Ray gives its processes 30 seconds to start, which is too short on a busy machine: then it is tried again.
+    """
+    given: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        given |= {"num_cpus": workers, "include_dashboard": False}
+    elif address != "auto":
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()  # ray itself waits for minutes
+    for left in reversed(range(STARTS if address == "local" else 1)):
+        try:
+            ray.init(**given)
+            return
+        except (Exception, SystemExit):
+            ray.shutdown()
+            if not left:
+                raise
+
+
 class Spread:
     """Hands chunks out to workers until all are made.
 
     Args:
         encoded: all rows. left_out: rows that are not computed; those that are found on the way are added.
+        first: a worker that has loaded the last checkpoint.
     """
 
     def __init__(
-        self, cluster: Cluster, job: Job, shape: Shape, encoded: Sequence[Encoded], left_out: Quarantine
+        self, cluster: Cluster, job: Job, shape: Shape, encoded: Sequence[Encoded], left_out: Quarantine, first: Any
     ) -> None:
         self._cluster, self._job, self._shape = cluster, job, shape
         self._encoded, self._left_out = encoded, left_out
         self._waiting: list[_Task] = []
         self._suspects: list[_Task] = []
-        self._idle: dict[Any, str | None] = {}  # worker -> the checkpoint that it has loaded
+        self._idle: dict[Any, str | None] = {first: job.run.last.name}  # worker -> the checkpoint that it has loaded
         self._starting: dict[Any, Any] = {}  # answer that says that it lives -> worker
         self._stillborn = 0
         self._working: dict[Any, tuple[Any, _Task]] = {}
@@ -289,7 +321,7 @@ class Spread:
         for name, chunks in todo.items():
             size = max(1, min(RANGE, len(chunks) // (4 * self._cluster.count)))
             self._waiting += [_Task(name, list(chunks[i : i + size])) for i in range(0, len(chunks), size)]
-        for _ in range(min(self._cluster.count, len(self._waiting))):
+        for _ in range(min(self._cluster.count, len(self._waiting)) - 1):
             self._start()
         alive = time.monotonic()
         try:
