@@ -71,7 +71,7 @@ def asked(page: Page, prompt: str = QUESTION, said: str = " Sydney.", corrected:
     return page
 
 
-def until(page: Page, true: str, arg: Any = None, seconds: float = 60) -> None:
+def until(page: Page, true: str, arg: Any = None, seconds: float = 180) -> None:
     """Waits until an expression holds. (Playwright's own way evaluates text in the page, which its policy refuses.)"""
     end = time.monotonic() + seconds
     while not page.evaluate(true, arg):
@@ -361,4 +361,5 @@ def test_a_hundred_thousand_rows_rank_again_at_once_in_flat_memory(tab: Tab, tmp
         print(f"ranked again in {sorted(times)[20]:.0f} ms")
         assert page.evaluate(memory) < first + 2_000_000
         assert page.evaluate("document.querySelectorAll('*').length") < nodes + 50
-        assert sorted(times)[20] < 2_000  # 100 ms on an idle machine
+        assert sorted(times)[20] < 2_000  # a busy machine; benchmarks/viewer_speed.py measures
+        page.close()

@@ -29,7 +29,8 @@ const failed = (fault, again) => message("fault", fault.message, again);
 // ---- a question becomes an answer -------------------------------------------------------------------------------------
 async function answer(query) {
   if (asking?.id) cancel(asking);
-  const mine = (asking = { id: null });
+  let mine = (asking = { id: null });
+  byId("result").setAttribute("aria-busy", "true");
   message("fault", null);
   const methods = [see.view.method || session.defaults.method, see.view.against].filter(Boolean).filter((name) => session.methods.some((m) => m.name === name && m.able));
   try {
@@ -37,10 +38,9 @@ async function answer(query) {
     const reply = await post("/api/answers", { queries: [query], methods: methods.length ? methods : [session.defaults.method] });
     if (asking !== mine) { if (reply.job) cancel(reply.job); return; }
     if (reply.job) {
-      asking = reply.job;
-      byId("result").setAttribute("aria-busy", "true");
-      await finished(reply.job, (job) => asking?.id === job.id && showJob(byId("progress"), job, "Scoring the rows"));
-      if (asking?.id !== reply.job.id) return;
+      mine = asking = reply.job;
+      await finished(reply.job, (job) => asking === mine && showJob(byId("progress"), job, "Scoring the rows"));
+      if (asking !== mine) return;
     }
     see.fresh();
     await see.open(reply.answer);
@@ -50,8 +50,10 @@ async function answer(query) {
     if (!fault.cancelled) failed(fault, () => { question.sent = null; question.send(); });
     else question.sent = null;
   } finally {
-    if (!asking || asking === mine || asking.kind === "answer") showJob(byId("progress"), null);
-    byId("result").removeAttribute("aria-busy");
+    if (asking === mine) {
+      showJob(byId("progress"), null);
+      byId("result").removeAttribute("aria-busy");
+    }
   }
 }
 
