@@ -83,8 +83,8 @@ def report(result: dict[str, Any]) -> str:
         "",
         f"{env['processor']}, {result['cores']} cores that other programs share, one thread a worker, torch "
         f"{env['torch']}, ray {result['ray']}, python {env['python']}; {env['date']}. {result['rows']} rows, two "
-        f"checkpoints and the base, chunks of {CHUNK_ROWS} rows; rounds: {result['repeats']}, of which the quickest. What is "
-        "measured: the head of benchmarks/scale.py.",
+        f"checkpoints and the base, chunks of {CHUNK_ROWS} rows; rounds: {result['repeats']}, of which the quickest. "
+        "What is measured: the head of benchmarks/scale.py.",
         "",
         "| | wall, s | chunks alone, s | efficiency of the chunks | CPU, s | load of the machine before | same bytes |",
         "| --- | --- | --- | --- | --- | --- | --- |",
