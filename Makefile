@@ -56,6 +56,7 @@ bench-quality: $(VENV)/.installed
 bench-speed: $(VENV)/.installed
 	$(BIN)/python benchmarks/scaling.py --work benchmarks/work/scaling
 	$(BIN)/python benchmarks/index_build.py --work benchmarks/work/build
+	$(BIN)/python benchmarks/scale.py --work benchmarks/work/scale
 	$(BIN)/python benchmarks/index_query.py --work benchmarks/work
 	bash benchmarks/speed/install_rivals.sh benchmarks/work/rivals
 	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --tasks collect exact8 pertoken

@@ -83,8 +83,8 @@ def report(result: dict[str, Any]) -> str:
         "",
         f"{env['processor']}, {result['cores']} cores that other programs share, one thread a worker, torch "
         f"{env['torch']}, ray {result['ray']}, python {env['python']}; {env['date']}. {result['rows']} rows, two "
-        f"checkpoints and the base, chunks of {CHUNK_ROWS} rows; the quicker of {result['repeats']} rounds. What is "
-        "measured: the head of benchmarks/scale.py.",
+        f"checkpoints and the base, chunks of {CHUNK_ROWS} rows; rounds: {result['repeats']}, of which the quickest. "
+        "What is measured: the head of benchmarks/scale.py.",
         "",
         "| | wall, s | chunks alone, s | efficiency of the chunks | CPU, s | load of the machine before | same bytes |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -95,7 +95,8 @@ def report(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(map(str, shown))} | {'yes' if one['identical'] else 'NO'} |")
     note = (
         f"With a load above {result['cores']} before a build its workers do not have the cores to themselves: wall "
-        "seconds then say little about a machine that is free, CPU seconds more."
+        "seconds, and the efficiency that is made of them, then say nothing about a machine that is free. CPU seconds "
+        "say what Ray adds; the bytes are the same under any load."
     )
     return "\n".join([*lines, "", note, "", f"Command: `{result['command']}`", ""])
 
