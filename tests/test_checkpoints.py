@@ -22,7 +22,7 @@ WEIGHT = "model.layers.0.mlp.up_proj.weight"
 def folder_with(place: Path, step: int, epoch: float | None, history: list[dict[str, Any]] | None = None) -> Path:
     """What discovery reads of a checkpoint: config, a weight file, and the Trainer's state unless epoch is None."""
     place.mkdir(parents=True)
-    (place / "config.json").write_text("{}")
+    (place / "config.json").write_text('{"model_type": "llama"}')
     save_file({"w": torch.zeros(1)}, place / "model.safetensors")
     if epoch is not None:
         state = {"global_step": step, "epoch": epoch, "log_history": history or []}
@@ -222,7 +222,7 @@ def test_an_adapter_whose_config_names_no_base_asks_for_it(lora: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_broken_adapter_config_is_named(lora: Path, text: str) -> None:
     (last_of(lora) / "adapter_config.json").write_text(text)
-    refused(hw.ModelError, "adapter_config.json cannot be read", lora / "run")
+    refused(hw.ModelError, "adapter_config.json (cannot be read|holds JSON of type list)", lora / "run")
 
 
 def test_a_base_that_is_an_adapter_is_refused(lora: Path) -> None:
@@ -361,16 +361,14 @@ def test_truncated_weight_file_is_refused(full: Path, lora: Path, name: str) -> 
     folder = full if name == "model.safetensors" else lora
     file = last_of(folder) / name
     file.write_bytes(file.read_bytes()[:-64])
-    run = run_of(folder)
-    with pytest.raises(hw.ModelError, match=r"checkpoint-6 .*cannot be loaded"):
-        run.load(run.last, **CPU)
+    with pytest.raises(hw.ModelError, match=rf"checkpoint-6/{name} cannot be read"):
+        run_of(folder)
 
 
 def test_broken_model_config_is_refused(full: Path) -> None:
     (last_of(full) / "config.json").write_text("{")
-    run = run_of(full)
-    with pytest.raises(hw.ModelError, match="not a valid JSON"):
-        run.load(run.last, **CPU)
+    with pytest.raises(hw.ModelError, match=r"config.json cannot be read"):
+        run_of(full)
 
 
 # Tokenizers

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from headwater.checkpoints import BASE, Checkpoint
 from headwater.errors import DataError, HeadwaterError, ModelError, NumericalError, RunError, UsageError
 from headwater.progress import bar, note, quiet_transformers
-from headwater.run import versions
+from headwater.run import versions, write_whole
 
 if TYPE_CHECKING:
     from headwater.examples import Encoded, Examples, TokenFormat
@@ -165,7 +165,8 @@ def _fine_tune(
 ) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
-        if not (partial / MANIFEST).is_file():
+        begun = (partial / MANIFEST).is_file() or all(f.name.startswith(MANIFEST) for f in partial.iterdir())
+        if not begun:
             raise RunError(
                 f"{partial} without {MANIFEST}",
                 expected="no such folder, or a training of headwater that was interrupted",
@@ -175,7 +176,7 @@ def _fine_tune(
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": versions("peft")}
-    (partial / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_whole(partial / MANIFEST, (json.dumps(facts, indent=2) + "\n").encode())
     try:
         _train(base, examples, partial, recipe, format, adapter)
     except HeadwaterError:

@@ -66,8 +66,17 @@ def test_auto_does_not_depend_on_the_scale_or_on_a_constant_per_query() -> None:
     assert choose_beta(tuned + shift, base - shift) == choose_beta(tuned, base)
 
 
+@pytest.mark.parametrize(("inner", "beta"), [("layer_cosine", -0.5), ("cosine", -0.5), ("dot", 0.0)])
+def test_the_default_beta_follows_the_inner_product(run_folder: Path, inner: Any, beta: float) -> None:
+    run = run_of(run_folder)
+    scores = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(inner=inner), compute=EXACT)
+    chosen = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(inner=inner, beta=beta), compute=EXACT)
+    assert scores.weights.get("base", 0.0) == -beta
+    assert np.array_equal(scores.values, chosen.values)
+
+
 def test_auto_is_on_the_grid_and_one_for_all_queries(run_folder: Path) -> None:
-    scores = hw.trace(run_of(run_folder), TRAIN, QUERIES, method=hw.DDA(), compute=EXACT)
+    scores = hw.trace(run_of(run_folder), TRAIN, QUERIES, method=hw.DDA(beta="auto"), compute=EXACT)
     beta = -scores.weights["base"]
     assert np.isclose(BETAS, beta).any()
     assert BETAS.min() == -1
@@ -81,13 +90,13 @@ def test_auto_looks_at_queries_not_at_groups(run_folder: Path) -> None:
 
     grouped = [dataclasses.replace(q, group="g") for q in QUERIES]
     run = run_of(run_folder)
-    alone, together = (hw.trace(run, TRAIN, q, method=hw.DDA(), compute=EXACT) for q in (QUERIES, grouped))
+    alone, together = (hw.trace(run, TRAIN, q, method=hw.DDA(beta="auto"), compute=EXACT) for q in (QUERIES, grouped))
     assert alone.weights == together.weights
     assert len(together.targets) == 3
 
 
 def test_auto_at_gradient_level_weighs_the_cross_terms(run_folder: Path) -> None:
-    method = hw.DDA(level="gradient", checkpoint_weights=(0.25, 0.5))
+    method = hw.DDA(beta="auto", level="gradient", checkpoint_weights=(0.25, 0.5))
     scores = hw.trace(run_of(run_folder), TRAIN, QUERIES, method=method, compute=EXACT)
     tuned = 0.25 * scores.terms["checkpoint-3"] + 0.5 * scores.terms["checkpoint-6"]
     cross = 0.25 * scores.terms["checkpoint-3 x base"] + 0.5 * scores.terms["checkpoint-6 x base"]
@@ -135,7 +144,6 @@ def test_checkpoint_weights_are_the_weights(run_folder: Path) -> None:
         ({"beta": float("nan")}, "beta=nan"),
         ({"beta": float("inf")}, "beta=inf"),
         ({"beta": "half"}, "beta='half'"),
-        ({"beta": None}, "beta=None"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: Any, match: str) -> None:

@@ -107,7 +107,7 @@ def diagnose(
         Path | None,
         typer.Option(
             help="Sentences, one on each line of a .txt file (or rows as for --train): how much of the base model's "
-            "leaning stays there?",
+            "leaning stays there is measured.",
             rich_help_panel=QUESTION,
         ),
     ] = None,

@@ -179,7 +179,8 @@ class _Work:
             return
         kept = self._state.load("batch")
         tokens = models.measure(encoded, int(kept["tokens"][0]) if kept else None)
-        self._state.save("batch", {"tokens": np.array([tokens])})
+        if kept is None:
+            self._state.save("batch", {"tokens": np.array([tokens])})
 
     def _influence(self, rows: Examples, queries: Sequence[Query], out: str | os.PathLike[str] | None) -> Scores:
         """Scores of the sampled rows by the default method."""
