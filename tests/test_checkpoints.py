@@ -148,7 +148,7 @@ def test_without_trainer_state_every_checkpoint_is_taken_and_tracin_says_what_is
 def test_broken_trainer_state_is_named(tmp_path: Path, text: str) -> None:
     state = folder_with(tmp_path / "checkpoint-4", 4, 1.0) / "trainer_state.json"
     state.write_text(text)
-    assert str(state) in refused(hw.ModelError, "cannot be read", tmp_path)
+    assert str(state) in refused(hw.ModelError, "cannot be read|holds JSON of type list", tmp_path)
 
 
 def test_folders_without_a_model_are_passed_over(tmp_path: Path) -> None:

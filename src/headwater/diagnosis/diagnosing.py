@@ -159,7 +159,9 @@ class _Work:
         )
         measurements = Measurements(self._everyone, evidence, models, self._state)
         checkpoints = measurements.run()
-        self._state.save("notes", {"json": np.frombuffer(json.dumps(self.notes).encode(), np.uint8)})
+        notes = np.frombuffer(json.dumps(self.notes).encode(), np.uint8)
+        if kept is None or not np.array_equal(kept["json"], notes):
+            self._state.save("notes", {"json": notes})
         influence = None
         if queries:
             scores, source = traced, "the trace"
