@@ -22,7 +22,7 @@ WEIGHT = "model.layers.0.mlp.up_proj.weight"
 def folder_with(place: Path, step: int, epoch: float | None, history: list[dict[str, Any]] | None = None) -> Path:
     """What discovery reads of a checkpoint: config, a weight file, and the Trainer's state unless epoch is None."""
     place.mkdir(parents=True)
-    (place / "config.json").write_text("{}")
+    (place / "config.json").write_text('{"model_type": "llama"}')
     save_file({"w": torch.zeros(1)}, place / "model.safetensors")
     if epoch is not None:
         state = {"global_step": step, "epoch": epoch, "log_history": history or []}
@@ -148,7 +148,7 @@ def test_without_trainer_state_every_checkpoint_is_taken_and_tracin_says_what_is
 def test_broken_trainer_state_is_named(tmp_path: Path, text: str) -> None:
     state = folder_with(tmp_path / "checkpoint-4", 4, 1.0) / "trainer_state.json"
     state.write_text(text)
-    assert str(state) in refused(hw.ModelError, "cannot be read", tmp_path)
+    assert str(state) in refused(hw.ModelError, "cannot be read|holds JSON of type", tmp_path)
 
 
 def test_folders_without_a_model_are_passed_over(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_adapter_whose_config_names_no_base_asks_for_it(lora: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_broken_adapter_config_is_named(lora: Path, text: str) -> None:
     (last_of(lora) / "adapter_config.json").write_text(text)
-    refused(hw.ModelError, "adapter_config.json cannot be read", lora / "run")
+    refused(hw.ModelError, "adapter_config.json (cannot be read|holds JSON of type list)", lora / "run")
 
 
 def test_a_base_that_is_an_adapter_is_refused(lora: Path) -> None:
@@ -361,16 +361,19 @@ def test_truncated_weight_file_is_refused(full: Path, lora: Path, name: str) -> 
     folder = full if name == "model.safetensors" else lora
     file = last_of(folder) / name
     file.write_bytes(file.read_bytes()[:-64])
-    run = run_of(folder)
-    with pytest.raises(hw.ModelError, match=r"checkpoint-6 .*cannot be loaded"):
-        run.load(run.last, **CPU)
+    refused(hw.ModelError, rf"checkpoint-6/{name} cannot be read", folder / "run")
 
 
 def test_broken_model_config_is_refused(full: Path) -> None:
-    (last_of(full) / "config.json").write_text("{")
-    run = run_of(full)
-    with pytest.raises(hw.ModelError, match="not a valid JSON"):
-        run.load(run.last, **CPU)
+    config = last_of(full) / "config.json"
+    config.write_text("{")
+    refused(hw.ModelError, r"config\.json cannot be read", full / "run")
+    config.write_text('{"model_type": "magic"}')
+    with pytest.raises(hw.ModelError, match="is not the config of a model"):
+        run_of(full).check_configs()
+    config.write_text('{"model_type": "vit"}')
+    with pytest.raises(hw.ModelError, match="is a vit; expected a causal language model"):
+        run_of(full).check_configs()
 
 
 # Tokenizers
