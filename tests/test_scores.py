@@ -340,7 +340,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     scores = two_terms()
     scores.save(tmp_path)
     (tmp_path / "trace.json").write_text(json.dumps({})[:1])
-    with pytest.raises(hw.RunError, match=r"trace.json cannot be read"):
+    with pytest.raises(hw.RunError, match=r"trace.json cannot be read \(no JSON"):
         Scores.load(tmp_path, scores.train)
     (tmp_path / "trace.json").unlink()
     with pytest.raises(hw.RunError, match="no finished trace"):
