@@ -180,7 +180,7 @@ def stores() -> Iterator[Case]:
             "a folder": Folder(),
             "a link to nothing": Link("none"),
             "not to be read": Link("/proc/self/mem"),
-            **({} if array == "features" else {"flipped": flipped(0.3), "zeros": lambda old: b"\0" * len(old)}),
+            **({} if array != "norm" else {"flipped": flipped(0.3), "zeros": lambda old: b"\0" * len(old)}),
         }.items():
             yield asked(
                 f"chunk of {array}: {name}", "--beta", "0.5", copies=("index",), changes={f"{STORE}/{file}": change}
