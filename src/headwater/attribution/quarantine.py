@@ -229,7 +229,11 @@ class Child:
 
 
 def serve() -> None:
-    """The child's side: reads what it is given from its parent, answers True after each."""
+    """The child's side: reads what it is given from its parent, answers True after each.
+
+    The two are one program and talk through pipes that nobody else holds, so they may pickle, as multiprocessing does;
+    nothing of the user's files is unpickled.
+    """
     told, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes nowhere
     progress.set_quiet(True)

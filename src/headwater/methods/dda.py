@@ -48,7 +48,7 @@ class DDA:
         inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer). The
             directional engine has no such choice.
         beta: how much of the base model's influence is taken out (negative: put in, the base then counts as one more
-            checkpoint). None: what did best on every task of docs/study.md, COSINE_BETA, or 0 for dot products of
+            checkpoint). None: COSINE_BETA, at or near the best on every task of docs/study.md, or 0 for dot products of
             gradients. "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
         level: debias the scores, or the examples' gradients.
         checkpoint_weights: w_c, one per checkpoint; None: 1/T each.
