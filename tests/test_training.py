@@ -255,6 +255,54 @@ def test_lora_saves_adapters_of_the_base(base: Path, tmp_path: Path) -> None:
     assert (checkpoints(again)[0] / name).read_bytes() == (checkpoints(out)[0] / name).read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft with transformers 5
+def test_a_new_adapter_gets_the_config_of_an_old_one_and_none_of_its_weights(base: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="needs the package peft")
+    from transformers import AutoModelForCausalLM
+
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    old = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, weight in old.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(weight)
+    old.save_pretrained(tmp_path / "old")
+    recipe = replace(RECIPE, lora_rank=3, learning_rate=1e-9)  # B stays near where it starts, which is zero
+    out = fine_tune(base, rows(), tmp_path / "new", recipe, adapter=tmp_path / "old")
+    made = json.loads((checkpoints(out)[-1] / "adapter_config.json").read_text())
+    assert (made["r"], made["lora_alpha"], sorted(made["target_modules"])) == (3, 5, ["down_proj", "q_proj"])
+    from safetensors.torch import load_file
+
+    B = {k: v for k, v in load_file(checkpoints(out)[-1] / "adapter_model.safetensors").items() if "lora_B" in k}
+    assert B and all(float(value.abs().max()) < 1e-6 for value in B.values())
+    with pytest.raises(RunError, match="another training"):  # another adapter is another training
+        fine_tune(base, rows(), tmp_path / "new", recipe)
+    with pytest.raises(ModelError, match="rank 3"):
+        fine_tune(base, rows(), tmp_path / "other", replace(RECIPE, lora_rank=4), adapter=tmp_path / "old")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "other.partial").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft with transformers 5
+def test_training_goes_on_from_an_adapter(base: Path, tmp_path: Path) -> None:
+    """Six epochs and six more from there: B starts where it was, and the base is not touched."""
+    pytest.importorskip("peft", reason="needs the package peft")
+    from safetensors.torch import load_file
+
+    recipe = replace(RECIPE, lora_rank=2, epochs=6, learning_rate=3e-2)
+    first = checkpoints(fine_tune(base, rows(), tmp_path / "first", recipe))[-1]
+    still = fine_tune(first, rows(), tmp_path / "still", replace(recipe, learning_rate=1e-12))
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, checkpoints(still)[-1]))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before)
+    assert any(float(value.abs().max()) > 1e-3 for name, value in before.items() if "lora_B" in name)
+    on = checkpoints(fine_tune(first, rows(), tmp_path / "on", recipe))[-1]
+    assert json.loads((on / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    losses = [
+        json.loads((folder / "trainer_state.json").read_text())["log_history"][0]["loss"]
+        for folder in (checkpoints(tmp_path / "first")[0], on)
+    ]
+    assert losses[1] < losses[0] - 0.2  # it starts with what was learned
+
+
 def test_chat_and_text_rows_train_too(base: Path, tmp_path: Path) -> None:
     texts = Examples.from_rows([{"text": row["prompt"] + row["completion"]} for row in ROWS], name="texts")
     assert len(checkpoints(fine_tune(base, texts, tmp_path / "text", replace(RECIPE, epochs=1)))) == 1

@@ -144,7 +144,7 @@ def fine_tune(
     if adapter is not None:
         manifest["adapter"] = asdict(adapter) if isinstance(adapter, Adapter) else _adapter_config(adapter)
     if out.exists():
-        _require_same(out, manifest)
+        _require_same(out, {"adapter": None} | manifest)
         note(f"Reusing the training in {out}")
         return out
     with _only_one(out):

@@ -21,7 +21,17 @@ import headwater as hw
 from headwater import progress
 from headwater.errors import DataError, HeadwaterError, RunError
 from headwater.examples import Examples
-from headwater.repair import Asking, Choice, Command, Controls, FineTuning, Repaired, repair
+from headwater.repair import (
+    Asking,
+    Choice,
+    Command,
+    Controls,
+    FineTuning,
+    Repaired,
+    find_recipe,
+    own_training,
+    repair,
+)
 from headwater.repair.running import MANIFEST
 
 FOUND = Choice(ids=tuple(sorted(faulty.CULPRITS)))
@@ -51,6 +61,23 @@ def test_the_fault_is_gone_without_the_rows_that_teach_it(faulty_folder: Path, t
     assert record["cured"] and record["table"][2]["name"] == "repaired"
     assert "shells" in (tmp_path / "out" / "report.html").read_text()
     assert hw.repair_run is repair
+
+
+def test_going_on_from_an_early_checkpoint_that_has_not_learned_the_fault_yet(
+    faulty_folder: Path, tmp_path: Path
+) -> None:
+    run = faulty.run_of(faulty_folder)
+    training = own_training(
+        run, find_recipe(run, faulty.rows()), format=hw.TokenFormat(), start=run.checkpoints[1].name
+    )
+    files = {file: file.read_bytes() for file in faulty_folder.rglob("*.safetensors")}
+    result = mended(faulty_folder, tmp_path / "out", training=training, controls=Controls(bm25=False))
+    assert result.config["training"]["start"] == run.checkpoints[1].location
+    assert result.config["training"]["recipe"]["epochs"] == faulty.RECIPE.epochs - 2
+    assert not any("shells" in words for words in faulty.says(result, "repaired"))
+    assert faulty.says(result, "random 1") == [" shells."] * 6
+    assert result.cured
+    assert files == {file: file.read_bytes() for file in faulty_folder.rglob("*.safetensors")}
 
 
 def test_corrections_replace_what_rows_say(faulty_folder: Path, tmp_path: Path) -> None:
