@@ -134,6 +134,19 @@ def test_an_ordinary_trainer_folder_with_one_checkpoint_per_epoch(trained: Path)
     assert [path.name for path in trained.parent.iterdir()] == ["sft"]  # neither partial folder nor lock
 
 
+def test_adams_moments_are_kept_if_asked(trained: Path, base: Path, tmp_path: Path) -> None:
+    """What LESS reads; the weights are the same with and without."""
+    out = fine_tune(base, rows(), tmp_path / "sft", RECIPE, optimizer=True)
+    for plain, kept in zip(checkpoints(trained), checkpoints(out), strict=True):
+        assert (kept / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+        state = torch.load(kept / "optimizer.pt", weights_only=True)["state"]
+        assert sum(moments["exp_avg"].numel() for moments in state.values()) == sum(
+            w.numel() for w in weights(kept).values()
+        )
+    with pytest.raises(RunError, match="optimizer: True there, None now"):
+        fine_tune(base, rows(), out, RECIPE)
+
+
 def test_the_manifest_tells_how_it_was_made(trained: Path, base: Path) -> None:
     manifest = json.loads((trained / MANIFEST).read_text())
     assert manifest["recipe"]["learning_rate"] == 1e-2

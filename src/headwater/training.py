@@ -105,12 +105,13 @@ def fine_tune(
     *,
     format: TokenFormat | None = None,
     adapter: Adapter | Path | None = None,
+    optimizer: bool = False,
 ) -> Path:
     """Fine-tunes a model and keeps one checkpoint per epoch.
 
-    The checkpoints (`checkpoint-<step>`, weights, tokenizer and trainer_state.json with every step's learning rate; no
-    optimiser state) are an ordinary Trainer output folder. `headwater_training.json` says how they were made. Called
-    again with the same base, rows, recipe and format, the folder is reused; an interrupted training starts anew.
+    The checkpoints (`checkpoint-<step>`, weights, tokenizer and trainer_state.json with every step's learning rate)
+    are an ordinary Trainer output folder. `headwater_training.json` says how they were made. Called again with the same
+    base, rows, recipe and format, the folder is reused; an interrupted training starts anew.
     Runs on the GPU where torch finds one, in float32.
 
     Args:
@@ -122,6 +123,8 @@ def fine_tune(
         format: how rows become tokens; give the same to tracing.
         adapter: trained instead of what `Recipe.lora_rank` and `Recipe.weight_decay` say; or the folder of another
             run's adapter: the new one gets its alpha, layers and dropout, and its rank, which `recipe.lora_rank` names.
+        optimizer: keep Adam's moments (optimizer.pt) beside each checkpoint, twice the size of what is trained, for the
+            methods that read them, such as LESS.
 
     Returns:
         `out`.
@@ -143,12 +146,14 @@ def fine_tune(
     }
     if adapter is not None:
         manifest["adapter"] = asdict(adapter) if isinstance(adapter, Adapter) else _adapter_config(adapter)
+    if optimizer:
+        manifest["optimizer"] = True
     if out.exists():
-        _require_same(out, {"adapter": None} | manifest)
+        _require_same(out, {"adapter": None, "optimizer": None} | manifest)
         note(f"Reusing the training in {out}")
         return out
     with _only_one(out):
-        return _fine_tune(base, examples, out, recipe, format, manifest, adapter)
+        return _fine_tune(base, examples, out, recipe, format, manifest, adapter, optimizer)
 
 
 # ------------------------------------------------------------------------------------------------ one output folder
@@ -162,6 +167,7 @@ def _fine_tune(
     format: TokenFormat,
     manifest: dict[str, Any],
     adapter: Adapter | Path | None,
+    optimizer: bool,
 ) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
@@ -178,7 +184,7 @@ def _fine_tune(
     facts = manifest | {"base_name": str(base), "rows_name": examples.name, "versions": versions("peft")}
     write_whole(partial / MANIFEST, (json.dumps(facts, indent=2) + "\n").encode())
     try:
-        _train(base, examples, partial, recipe, format, adapter)
+        _train(base, examples, partial, recipe, format, adapter, optimizer)
     except HeadwaterError:
         shutil.rmtree(partial)
         raise
@@ -250,6 +256,7 @@ def _train(
     recipe: Recipe,
     format: TokenFormat,
     adapter: Adapter | Path | None,
+    optimizer: bool,
 ) -> None:
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -272,7 +279,7 @@ def _train(
         set_seed(recipe.seed)
         detail = adapter if isinstance(adapter, Adapter) else None
         model = _model(base, recipe.lora_rank, adapter)
-        _require_room(model, folder, recipe)
+        _require_room(model, folder, recipe, optimizer)
 
         longest = max(row.length for row in rows)
         at_once = max(
@@ -294,7 +301,7 @@ def _train(
             weight_decay=detail.decay_B if detail else recipe.weight_decay,
             seed=recipe.seed,
             save_strategy="epoch",
-            save_only_model=True,
+            save_only_model=not optimizer,
             logging_steps=1,
             logging_nan_inf_filter=False,
             report_to="none",
@@ -454,9 +461,9 @@ def _unloadable(what: str, base: str | Path, error: Exception) -> ModelError:
     )
 
 
-def _require_room(model: Any, folder: Path, recipe: Recipe) -> None:
+def _require_room(model: Any, folder: Path, recipe: Recipe, optimizer: bool) -> None:
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    needed, free = trained * recipe.epochs, shutil.disk_usage(folder).free
+    needed, free = trained * recipe.epochs * (3 if optimizer else 1), shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
             f"{free / 1e9:.1f} GB free on the disk of {folder}",
