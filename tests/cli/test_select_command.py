@@ -32,6 +32,10 @@ def test_chosen_rows_and_a_comparison(
     assert again.returncode == 0 and set(tree(out / "compare")) == set(before)
     other = called(["select", *given, *[x if x != "3" else "4" for x in more]], monkeypatch, capfd)
     assert other.returncode == 2 and "k was 3, is now 4" in other.stderr
+    others = (["--rank", "4"], "rank was null, is now 4"), (["--max-length", "9"], "format.max_length was ")
+    for option, said in others:
+        other = called(["select", *given, *more, *option], monkeypatch, capfd)
+        assert other.returncode == 2 and said in other.stderr, other.stderr
 
 
 @pytest.mark.parametrize(

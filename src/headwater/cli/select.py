@@ -187,6 +187,9 @@ def select(
         "train": pool.fingerprint,
         "target": wanted.fingerprint,
         "models": [base, *(checkpoints or [])],
+        "format": asdict(format),
+        "parameters": parameters,
+        "rank": rank,
     }
     run = None
     if scored:
