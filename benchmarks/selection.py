@@ -124,7 +124,7 @@ def data(relation: str) -> tuple[hw.Examples, hw.Examples, hw.Examples]:
     facts = list(country_facts())
     chance.shuffle(facts)
     mine = [fact for fact in facts if fact.relation == relation]
-    aside = mine[: TARGET + HELD_OUT]
+    aside = mine[-(TARGET + HELD_OUT) :]  # the last: the pool is made of the first
     named = {fact.subject for fact in aside}
     rest = [fact for fact in facts if fact.relation != relation or fact.subject not in named]
 
