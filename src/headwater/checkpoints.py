@@ -11,7 +11,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -274,11 +274,22 @@ class TrainingRun:
             ) from None
         return tokenizer
 
-    def load(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        device_map: str | Mapping[str, int | str] | None = None,
+    ) -> PreTrainedModel:
         """Loads a model in evaluation mode; an adapter is attached to its base, not merged.
 
+        Args:
+            device_map: spreads the layers over devices as accelerate does, instead of putting all on `device`.
+
         Raises:
-            ModelError: it cannot be loaded, or weights are missing from its files.
+            ModelError: it cannot be loaded, weights are missing from its files, or the devices do not hold all of it.
+            UsageError: accelerate is not installed.
             NumericalError: a weight is NaN or infinite.
         """
         from transformers import AutoModelForCausalLM
@@ -290,8 +301,12 @@ class TrainingRun:
             options["revision"] = checkpoint.revision
         if not self.allow_pickle:
             options["use_safetensors"] = True
+        if device_map is not None:
+            _require_accelerate()
+            options["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
         if self.quantization is not None:
-            options |= {"quantization_config": _quantization(self.quantization, dtype), "device_map": {"": device}}
+            options["quantization_config"] = _quantization(self.quantization, dtype)
+            options.setdefault("device_map", {"": device})
         verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
@@ -322,8 +337,16 @@ class TrainingRun:
             if bars:
                 logging.enable_progress_bar()
         model.eval()
-        if self.quantization is None:
+        if self.quantization is None and device_map is None:
             model.to(device=device, dtype=dtype)
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                raise ModelError(
+                    f"{name} of {checkpoint.name} is not on a device, but offloaded to memory or disk",
+                    expected="devices that hold the whole model",
+                    cause="a model that is larger than the accelerators of this machine together",
+                    fix="use more of them, --dtype bfloat16, or --shard over several machines",
+                )
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and not math.isfinite(float(parameter.detach().double().abs().sum())):
                 raise NumericalError(
@@ -529,6 +552,17 @@ def _require_bitsandbytes(kind: str) -> None:
             f"a base model in {kind} and bitsandbytes is not installed",
             expected="the package bitsandbytes",
             fix="pip install 'headwater[quantized]', or leave --quantization out",
+        )
+
+
+def _require_accelerate() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("accelerate") is None:
+        raise UsageError(
+            "a device map and accelerate is not installed",
+            expected="the package accelerate",
+            fix="pip install accelerate, or leave --device-map out",
         )
 
 

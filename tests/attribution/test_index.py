@@ -322,6 +322,35 @@ def test_an_index_on_a_remote_filesystem(run_folder: Path, index: hw.Index) -> N
         build(run_folder, "memory://an-index", features="int8")
 
 
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_device_map_changes_no_byte(
+    run_folder: Path, lora_folder: Path, tmp_path: Path, device_map: Any, adapters: bool
+) -> None:
+    """On the one device that there is; tests/gradients/test_two_devices.py has two."""
+    folder = lora_folder if adapters else run_folder
+    plain = build(folder, tmp_path / "plain")
+    spread = build(folder, tmp_path / "spread", compute=replace(COMPUTE, device_map=device_map))
+    assert contents(tmp_path / "spread") == contents(tmp_path / "plain")
+    one, two = (
+        hw.trace_index(spread, QUERIES, methods=[hw.DDA(beta=0)], device_map=device_map)["dda"],
+        hw.trace_index(plain, QUERIES, methods=[hw.DDA(beta=0)])["dda"],
+    )
+    assert np.array_equal(one.values, two.values)
+
+
+def test_a_device_map_that_cannot_be_used_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    offloaded = {"model": "cpu", "lm_head": "disk"}
+    with pytest.raises(hw.ModelError, match="offload"):
+        build(run_folder, tmp_path / "index", compute=replace(COMPUTE, device_map=offloaded))
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(hw.UsageError, match="auto, balanced"):
+        hw.Compute(device_map="somehow")
+    for other in ({"device": "cpu"}, {"engine": "auto"}):
+        with pytest.raises(hw.UsageError, match="a device map with"):
+            hw.Compute(device_map="auto", **other)
+
+
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path, index: hw.Index) -> None:
     for text, found in (("{}", "cannot be read"), ("nonsense", "cannot be read"), (json.dumps({"format": 9}), "9")):
         folder = tmp_path / str(len(text))

@@ -12,8 +12,10 @@ from headwater.errors import HeadwaterError, RunError, UsageError
 from headwater.index.folder import Folder
 
 
-@pytest.fixture(params=["path", "file", "memory"])
+@pytest.fixture(params=["path", "file", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "s3":
+        return Folder(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/index")
     if request.param == "memory":
         fsspec.filesystem("memory").store.clear()
         return Folder("memory://bucket/index")
@@ -73,6 +75,17 @@ def test_listing_is_never_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder.sizes() == {"a": 1, "b": 0, "c": 0}
 
 
+def test_what_is_removed_is_gone(folder: Folder) -> None:
+    for name in ("a/b", "a/c/d", "e", "ab"):
+        folder.write_whole(name, b"1")
+    folder.remove("e")
+    folder.child("a").remove()
+    folder.remove("nothing")
+    assert folder.sizes() == {"ab": 1} and folder.names() == ["ab"]
+    folder.remove()
+    assert not folder.exists() and folder.sizes() == {}
+
+
 def test_only_local_folders_have_a_path(folder: Folder) -> None:
     if folder.is_local:
         assert folder.path.name == "index"
@@ -90,20 +103,17 @@ def test_zarr_store(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "match"), [("nowhere://x", "Protocol not known: nowhere"), ("s3://x/y", "not installed .Install s3fs")]
+    ("url", "match"),
+    [
+        ("nowhere://x", "Protocol not known: nowhere"),
+        ("abfs://x/y", "not installed .Install adlfs"),
+        ("s3://key:hidden@bucket/index", "s3:// address with a password"),
+    ],
 )
-def test_protocols_that_cannot_be_used(url: str, match: str) -> None:
-    if url.startswith("s3") and _has_s3fs():
-        pytest.skip("s3fs is installed")
+def test_addresses_that_cannot_be_used(url: str, match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
         Folder(url)
-    assert "\n" not in str(caught.value)
-
-
-def _has_s3fs() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("s3fs") is not None
+    assert "\n" not in str(caught.value) and "hidden" not in str(caught.value)
 
 
 def test_failures_of_this_machine_are_one_line(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from headwater.run import CONFIG, LOCK, refuse_other, remove_partial, run_direct
 if TYPE_CHECKING:
     from headwater.attribution.cluster import Cluster
     from headwater.attribution.models import Models, Place
+    from headwater.attribution.sharding import Crew
 
 DEFAULT_RANK = 16
 """The smallest rank that loses nothing that matters: benchmarks/results/projection.md."""
@@ -58,6 +59,7 @@ def build_index(
     quarantine: bool = False,
     ray: str | None = None,
     workers: int | None = None,
+    shard: bool = False,
 ) -> Index:
     """Builds an index of the gradients of every training row at every checkpoint and at the base.
 
@@ -73,6 +75,8 @@ def build_index(
             are always left out. `Index.quarantined` lists them.
         ray: build on the Ray cluster of this address ("auto", "local", "head:6379"); the result has the same bytes.
         workers: of the cluster; by default one for each GPU, or each CPU where there is none.
+        shard: split each model over the processes of a torchrun, each of which calls this and returns the same; the
+            result has the same bytes.
 
     Raises:
         HeadwaterError: one line for anything that the caller can mend.
@@ -82,6 +86,30 @@ def build_index(
         compute = replace(compute, rank=DEFAULT_RANK)
     if chunk_rows is not None and chunk_rows < 1:
         raise UsageError(f"chunks of {chunk_rows} rows", expected="at least 1", fix="leave it out")
+    if shard:
+        from headwater.attribution.sharding import shared_out
+
+        if ray is not None:
+            raise UsageError("--shard with --ray", expected="one of them", fix="leave --ray out")
+        given = (run, train, out, format, compute, features, chunk_rows, append, quarantine)
+        return shared_out(run, compute, lambda crew: _build(*given, None, None, crew))
+    return _build(run, train, out, format, compute, features, chunk_rows, append, quarantine, ray, workers, None)
+
+
+def _build(
+    run: TrainingRun,
+    train: Examples,
+    out: str | os.PathLike[str],
+    format: TokenFormat,
+    compute: Compute,
+    features: FeatureType,
+    chunk_rows: int | None,
+    append: bool,
+    quarantine: bool,
+    ray: str | None,
+    workers: int | None,
+    crew: Crew | None,
+) -> Index:
     folder = Folder(out)
     config = describe_index(run, train, format, compute, features, chunk_rows)
     before = _existing(folder, config, append)
@@ -90,7 +118,9 @@ def build_index(
         return before
     name = f"{len(before.parts) if before else 0:03d}"
     with _part_directory(folder, name, config, new=before is None):
-        build = _Build(run, train, format, compute, features, chunk_rows, folder, name, config, before, quarantine)
+        build = _Build(
+            run, train, format, compute, features, chunk_rows, folder, name, config, before, quarantine, crew
+        )
         if ray is None:
             return build.run()
         from headwater.attribution.cluster import connected
@@ -207,8 +237,10 @@ class _Build:
         config: Mapping[str, Any],
         before: Index | None,
         quarantine: bool,
+        crew: Crew | None,
     ) -> None:
         self._run, self._train, self._compute, self._features = run, train, compute, features
+        self._crew = crew
         self._folder, self._name, self._config, self._before = folder, name, config, before
         self._format, self._chunk_rows = format, chunk_rows
         self._layers: tuple[IndexedLayer, ...] = ()
@@ -222,7 +254,7 @@ class _Build:
 
         notes: dict[str, Any] = {}
         encoded = self._encoded(notes)
-        models = Models(self._run, self._compute, encoded, notes)
+        models = Models(self._run, self._compute, encoded, notes, self._crew)
         self._measure(self._part, models, encoded)
         with progress.bar("Indexing", self._tokens(encoded)) as bar, self._attempts.kept():
             for name in self._order():
@@ -365,6 +397,13 @@ class _Build:
 
     def _try_apart(self, name: str, start: int, stop: int, encoded: Sequence[Encoded], batch_tokens: int) -> None:
         """Finds the rows of a chunk that kill a process, in a process of their own."""
+        if self._crew is not None:
+            raise RunError(
+                f"{DEATHS} times a process died in rows {start} to {stop - 1} at {name}",
+                expected="rows that every process lives through",
+                cause="a row that is too long for the memory, or a machine that fails",
+                fix="lower --batch-tokens or --max-length, or take the longest of these rows out",
+            )
         rows = [row for row in range(start, stop) if encoded[row].targets and row not in self._quarantine]
         with Child(self._run, self._compute, name, batch_tokens) as child:
             find_deadly(name, rows, lambda some: child.survives([encoded[row] for row in some]), self._quarantine)
@@ -433,7 +472,7 @@ class _Build:
         """Needs a model, to know the shapes before the projection."""
         from headwater.attribution.models import Models
 
-        return layers_of(Models(self._run, self._compute, (), {}).load(self._run.last.name))
+        return layers_of(Models(self._run, self._compute, (), {}, self._crew).load(self._run.last.name))
 
 
 def layers_of(place: Place) -> tuple[IndexedLayer, ...]:

@@ -46,7 +46,8 @@ class ChunkGradients:
             whole = [rows[one] for one in bucket]
             batch = [row for row in whole if row not in left_out]
             if batch:
-                found = halving(self._batch, batch)
+                # processes that share a model must run the same batches: none of them may halve its own
+                found = halving(self._batch, batch) if place.crew is None else self._batch(batch)
                 at = torch.tensor([row - start for row in batch], device=place.device)
                 g_CF[at] = found["gradient"].T
                 loss_C[at] = found["loss"]

@@ -6,10 +6,14 @@ What it means on this machine is in `models.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from headwater.errors import UsageError
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways in which accelerate spreads layers over devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,9 @@ class Compute:
         dtype: of the models. Half precision multiplies gradients in float32, and is refused where the scores of a few
             rows differ from those in float32.
         device: "auto": the first accelerator, or else the CPU.
+        device_map: spreads the layers of a model over the accelerators of this machine, for models that are larger than
+            one: accelerate's "auto", "balanced", "balanced_low_0" or "sequential", or module name -> device. All of the
+            model must fit. Factors are brought to the first layer's device.
         batch_tokens: tokens of a batch, padding included. None: 2,048 on a CPU, 16,384 on an accelerator,
             fewer where the activations of so many do not fit in memory.
         query_memory: bytes for the gradients of the queries; more queries go in several passes.
@@ -41,6 +48,7 @@ class Compute:
     parameters: tuple[str, ...] = ()
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: str = "auto"
+    device_map: str | Mapping[str, int | str] | None = None
     batch_tokens: int | None = None
     query_memory: int = 4 << 30
     row_memory: int = 4 << 30
@@ -68,6 +76,16 @@ class Compute:
         if self.engine not in ("gradient", "directional", "auto"):
             raise UsageError(
                 f"engine {self.engine!r}", expected="gradient, directional or auto", fix="choose one of them"
+            )
+        if isinstance(self.device_map, str) and self.device_map not in DEVICE_MAPS:
+            raise UsageError(
+                f"device_map {self.device_map!r}", expected=", ".join(DEVICE_MAPS), fix="choose one of them"
+            )
+        if self.device_map is not None and (self.device != "auto" or self.engine != "gradient"):
+            raise UsageError(
+                "a device map with " + (f"the device {self.device}" if self.device != "auto" else "another engine"),
+                expected="the one or the other",
+                fix="leave --device and --engine out, or --device-map",
             )
         if self.engine == "directional" and (self.rank is not None or self.dtype == "bfloat16"):
             raise UsageError(

@@ -54,6 +54,7 @@ def trace_index(
     methods: Sequence[Method],
     run: TrainingRun | None = None,
     device: str = "auto",
+    device_map: str | Mapping[str, int | str] | None = None,
     max_new_tokens: int = 32,
     limit: int | None = None,
     words: int = 0,
@@ -65,6 +66,7 @@ def trace_index(
 
     Args:
         index: as `Index.open` gives it.
+        device, device_map: where the models compute the queries' gradients, as `Compute` has them.
         run: the models, where they lie elsewhere than when the index was built (their fingerprints are compared).
         words: of so many first rows, which words carry the score; the models read these rows once more.
         limit: of each target only the `limit` highest and lowest rows, in flat memory; None: all rows.
@@ -93,7 +95,8 @@ def trace_index(
     index.require_whole()
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
-    stored |= {"parameters": tuple(stored["parameters"]), "device": device, "max_new_tokens": max_new_tokens}
+    stored |= {"parameters": tuple(stored["parameters"]), "device": device, "device_map": device_map}
+    stored |= {"max_new_tokens": max_new_tokens}
     compute = _made(str(index.folder), Compute, stored)
     config: dict[str, Any] = {
         "index": {"place": index.folder.url, "fingerprint": index.fingerprint, "rows": index.rows},
@@ -103,7 +106,7 @@ def trace_index(
             | {"options": asdict(cast(Any, method)) if is_dataclass(method) else {}}
             for method in methods
         ],
-        "compute": {"device": device, "max_new_tokens": max_new_tokens},
+        "compute": {"device": device, "device_map": device_map, "max_new_tokens": max_new_tokens},
         "limit": limit,
         "versions": versions("zarr"),
     }

@@ -57,12 +57,13 @@ def tokens_that_fit(place: Place, encoded: Sequence[Encoded], most: int) -> int:
 
 def _saved_bytes(place: Place, row: Encoded) -> int:
     """Bytes that a backward pass of one row keeps, without the weights."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in place.model.parameters()}
+    own = [tensor for tensor in place.model.parameters() if not hasattr(tensor, "to_local")]  # not split over processes
+    weights = {tensor.untyped_storage().data_ptr() for tensor in own}
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        storage, whole = tensor.untyped_storage(), tensor if tensor._base is None else tensor._base
+        if storage.data_ptr() not in weights and not isinstance(whole, torch.nn.Parameter):
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 

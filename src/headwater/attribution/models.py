@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,9 @@ from headwater.gradients.kept import KeptPass
 from headwater.gradients.layers import Layer, select_layers
 from headwater.gradients.projection import Projection, Scales
 
+if TYPE_CHECKING:
+    from headwater.attribution.sharding import Crew
+
 BATCH_TOKENS = {"cpu": 2048}
 """Tokens of a batch where the user gives no number: more does not make a CPU faster."""
 
@@ -34,6 +38,7 @@ class Place:
         projection: of the gradients, or None.
         recompute: activation checkpointing.
         seed: of projections.
+        crew: the processes that the model is split over, where it is.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Place:
     projection: Projection | None = None
     recompute: bool = False
     seed: int = 0
+    crew: Crew | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +82,7 @@ class Place:
             trim=trim,
             kept=kept,
             compact=compact,
+            announce=None if self.crew is None else partial(self.crew.say_batch, trim),
         )
 
 
@@ -85,16 +92,24 @@ class Models:
     Args:
         encoded: the rows that they will read; their tokens must be in the vocabulary.
         notes: what is worth knowing is written here, under "layers".
+        crew: processes to split each model over.
 
     Raises:
         UsageError: a device that cannot be used. ModelError: tokens that a model does not have.
     """
 
-    def __init__(self, run: TrainingRun, compute: Compute, encoded: Sequence[Encoded], notes: dict[str, Any]) -> None:
-        self._run, self._compute, self._notes = run, compute, notes
+    def __init__(
+        self,
+        run: TrainingRun,
+        compute: Compute,
+        encoded: Sequence[Encoded],
+        notes: dict[str, Any],
+        crew: Crew | None = None,
+    ) -> None:
+        self._run, self._compute, self._notes, self._crew = run, compute, notes, crew
         self._highest = max((int(one.input_ids.max()) for one in encoded if one.targets), default=0)
         self._shapes: list[tuple[str, int, int]] | None = None
-        self.device = _device(compute.device)
+        self.device = crew.device if crew else _device(compute.device)
         self.dtype = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[compute.dtype]
         self.precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.batch_tokens = compute.batch_tokens or BATCH_TOKENS.get(self.device.type, 16384)
@@ -115,7 +130,7 @@ class Models:
         if ready is not None and ready[0] == name:
             return ready[1]
         del ready  # its memory is needed now
-        return self._load(name, self.dtype)
+        return self.load_as(name, self.dtype)
 
     def measure(self, encoded: Sequence[Encoded], kept: int | None) -> int:
         """Sets the tokens of a batch to what fits in memory, where the user gave no number.
@@ -156,11 +171,12 @@ class Models:
         few = list(sides[: measuring.CHECKED_SIDES]) or rows[: measuring.CHECKED_SIDES]
         place = self.load(name)
         bytes_full = 4 * sum(parameter.numel() for parameter in place.model.parameters())
+        bytes_full //= self._crew.size if self._crew else 1
         found.append(measuring.sample_scores(place, rows, few, inners, self.batch_tokens))
         self._ready = (name, place)
         if bytes_full > measuring.free_bytes(self.device):
             return None
-        place = self._load(name, torch.float32)
+        place = self.load_as(name, torch.float32)
         found.append(measuring.sample_scores(place, rows, few, inners, self.batch_tokens))
         return measuring.agreement(found[1], found[0])
 
@@ -174,8 +190,17 @@ class Models:
 
         return adam_moments(self._run, name, place)
 
+    def load_as(self, name: str, dtype: torch.dtype) -> Place:
+        """As `load`, in another precision; nothing that was loaded is used again."""
+        if self._crew is None:
+            return self._load(name, dtype)
+        self._crew.say("load", name, dtype)
+        return self._crew.in_turn(lambda: self._load(name, dtype))
+
     def _load(self, name: str, dtype: torch.dtype) -> Place:
-        model = self._run.load(self._run.named(name), dtype=dtype, device=self.device)
+        device = torch.device("cpu") if self._crew else self.device
+        spread = self._compute.device_map
+        model = self._run.load(self._run.named(name), dtype=dtype, device=device, device_map=spread)
         self._check_vocabulary(model.get_input_embeddings().num_embeddings, name)
         selection = select_layers(model, self._compute.parameters)
         shapes = [(layer.name, layer.in_features, layer.out_features) for layer in selection.layers]
@@ -192,11 +217,12 @@ class Models:
                 cause="the base is not the model this run started from",
                 fix="give the right --base",
             )
-        rank = self._compute.rank
+        if self._crew is not None:
+            self._crew.shard(model)
+        rank, crew = self._compute.rank, self._crew
         projection = Projection.of(selection.layers, rank, self._compute.seed) if rank else None
-        return Place(
-            name, model, selection.layers, self.precision, projection, self._compute.recompute, self._compute.seed
-        )
+        recompute, seed = self._compute.recompute, self._compute.seed
+        return Place(name, model, selection.layers, self.precision, projection, recompute, seed, crew)
 
     def _check_vocabulary(self, size: int, name: str) -> None:
         if self._highest >= size:

@@ -235,7 +235,7 @@ def representation_pass(
             at = np.flatnonzero(row.loss_mask)
             pooled[b, at if plan.pooling == "mean" else at[-1:]] = 1
         weight_BT = torch.from_numpy(pooled).to(place.device, place.precision)
-        pooled_BH = torch.einsum("bt,bth->bh", weight_BT, hidden[plan.layer].to(place.precision))
+        pooled_BH = torch.einsum("bt,bth->bh", weight_BT, hidden[plan.layer].to(place.device, place.precision))
         return torch.nn.functional.normalize(pooled_BH, dim=1)
 
     query_QH = torch.cat([states([sides.encoded[side]]) for side in sides.output_Q])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from headwater.cli.options import (
     Checkpoints,
     CompletionColumn,
     Device,
+    DeviceMap,
     Dtype,
     DtypeOption,
     Eos,
@@ -36,6 +38,7 @@ from headwater.cli.options import (
     Quiet,
     Ray,
     Recompute,
+    Shard,
     Split,
     Template,
     TemplateOption,
@@ -88,6 +91,7 @@ def index(
     parameters: Parameters = None,
     dtype: DtypeOption = Dtype.float32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     batch_tokens: BatchTokens = None,
     recompute: Recompute = False,
     rank: Annotated[
@@ -102,6 +106,7 @@ def index(
     ] = None,
     ray: Ray = None,
     workers: Workers = None,
+    shard: Shard = False,
     out: Annotated[
         str | None, typer.Option(help="Folder of the index, or a URL such as s3://...", rich_help_panel=ANSWER)
     ] = None,
@@ -150,8 +155,12 @@ def index(
     )
     from headwater.attribution.building import build_index
     from headwater.attribution.compute import Compute
+    from headwater.attribution.sharding import is_follower
+    from headwater.errors import HeadwaterError
 
-    built = build_index(
+    silent = shard and is_follower()  # the first process of a torchrun says everything
+    build = partial(
+        build_index,
         run,
         rows,
         out=folder,
@@ -160,6 +169,7 @@ def index(
             parameters=tuple(parameters or ()),
             dtype=dtype.value,
             device=device,
+            device_map=device_map,
             batch_tokens=batch_tokens,
             recompute=recompute,
             rank=rank,
@@ -170,7 +180,16 @@ def index(
         quarantine=quarantine,
         ray=ray,
         workers=workers,
+        shard=shard,
     )
+    try:
+        built = build()
+    except HeadwaterError as error:
+        if silent:
+            raise typer.Exit(error.exit_code) from None
+        raise
+    if silent:
+        return
     typer.echo(
         f"{built.folder}: {built.rows:,} rows, {len(built.checkpoints)} checkpoints ({', '.join(built.checkpoints)}), "
         f"{built.columns:,} numbers a row and checkpoint as {built.features}, {built.bytes() / 1e6:,.1f} MB."

@@ -86,6 +86,14 @@ Parameters = Annotated[
 ]
 DtypeOption = Annotated[Dtype, _option("Precision of the models.", COMPUTING, "--dtype")]
 Device = Annotated[str, _option("auto, cpu, cuda:0 ...", COMPUTING, "--device")]
+DeviceMap = Annotated[
+    str | None,
+    _option(
+        "Spread a model over all accelerators of this machine: auto, balanced, balanced_low_0, sequential.",
+        COMPUTING,
+        "--device-map",
+    ),
+]
 BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens of a batch, padding included.", rich_help_panel=COMPUTING)
 ]
@@ -100,6 +108,9 @@ Ray = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Workers on the cluster. [default: one for each GPU, or CPU]", rich_help_panel=COMPUTING),
+]
+Shard = Annotated[
+    bool, _option("Split each model over the processes of a torchrun, which starts this command.", COMPUTING, "--shard")
 ]
 Quiet = Annotated[bool, _option("No progress, no notes.", ANSWER, "--quiet")]
 AsJson = Annotated[bool, _option("Print JSON.", ANSWER, "--json")]

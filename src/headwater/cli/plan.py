@@ -145,7 +145,7 @@ def lines(shape: ModelShape, work: Work, cluster: Cluster, found: Forecast) -> l
     if cluster.device is not None:
         how = "one GPU" if found.per_model == 1 else f"{found.per_model} GPUs"
         if found.per_model > 1:
-            how += ", one after the other (headwater cannot do this yet: one GPU must hold the model)"
+            how += ", one after the other (--device-map auto)"
         out.insert(5, ("one model on", how))
     return out
 

@@ -46,6 +46,7 @@ class FactorHooks:
         kept: batches whose rows' numbers it knows are not run again.
         compact: of projected gradients of more tokens than outputs, hand over the examples' gradients themselves: their
             rows in place of activations, and the identity in place of output gradients.
+        announce: called with every batch before it is run.
     """
 
     def __init__(
@@ -60,12 +61,15 @@ class FactorHooks:
         trim: bool = True,
         kept: KeptPass | None = None,
         compact: bool = False,
+        announce: Callable[[Batch], None] | None = None,
     ) -> None:
-        self._model, self._layers = model, layers
+        self._model, self._layers, self._announce = model, layers, announce
         self.precision, self.device = precision, next(model.parameters()).device
         self._matrices = projection.matrices(self.device, precision) if projection else None
         if scales is not None:
             self._matrices = (self._matrices or ProjectionMatrices.none(len(layers))).scaled(scales)
+        if self._matrices is not None:  # a model may lie on several devices
+            self._matrices = self._matrices.on([_device_of(layer, self.device) for layer in layers])
         self.shapes = [(layer.in_features, layer.out_features) for layer in layers]
         if projection is not None:
             self.shapes = [(layer.rank_in, layer.rank_out) for layer in projection.layers]
@@ -121,6 +125,8 @@ class FactorHooks:
         return losses_B
 
     def _run(self, batch: Batch, consume: Consume) -> torch.Tensor:
+        if self._announce is not None:
+            self._announce(batch)
         if not self._own_head:
             head_of(self._model, batch)  # the first time this runs the model, and no hook must see it
         self._narrow = self._unneeded(batch)
@@ -175,7 +181,7 @@ class FactorHooks:
             d = pairs[0][1] if len(pairs) == 1 else torch.cat([pair[1] for pair in pairs], 1)
             pairs.clear()
             with torch.no_grad():
-                a, d = a.to(self.precision), d.to(self.precision)
+                a, d = a.to(self.device, self.precision), d.to(self.device, self.precision)
                 if self._compact and a.shape[1] > d.shape[2]:
                     a, d = torch.bmm(d.mT, a), self._identity(d.shape[2]).expand(len(a), -1, -1)
                 self._consume(number, a, d)
@@ -221,12 +227,21 @@ class _Tap(torch.autograd.Function):
         return (above[0] if ctx.needs_input_grad[0] else None, None, None, None, None)
 
 
-def _blocks(model: nn.Module, layers: tuple[Layer, ...]) -> list[nn.Module]:
-    """The members of module lists that hold chosen layers: the model's blocks."""
-    chosen = {id(module) for layer in layers for module in layer.modules}
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The members of the outermost module lists: the model's blocks."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     outermost = [m for m in lists if not any(m is not other and m in set(other.modules()) for other in lists)]
-    return [block for one in outermost for block in one if any(id(module) in chosen for module in block.modules())]
+    return [block for one in outermost for block in one]
+
+
+def _blocks(model: nn.Module, layers: tuple[Layer, ...]) -> list[nn.Module]:
+    """The blocks that hold chosen layers."""
+    chosen = {id(module) for layer in layers for module in layer.modules}
+    return [block for block in blocks_of(model) if any(id(module) in chosen for module in block.modules())]
+
+
+def _device_of(layer: Layer, otherwise: torch.device) -> torch.device:
+    return next((parameter.device for parameter in layer.modules[0].parameters()), otherwise)
 
 
 @contextmanager

@@ -77,10 +77,11 @@ def head_of(model: nn.Module, batch: Batch) -> _Head | None:
 
 def _token_losses(head: _Head, batch: Batch) -> torch.Tensor:
     hidden_BTH = head.body(input_ids=batch.input_ids_BT, use_cache=False).last_hidden_state
-    hidden_KH = hidden_BTH.flatten(0, 1).index_select(0, batch.place_K)
+    hidden_KH = hidden_BTH.flatten(0, 1).index_select(0, batch.place_K.to(hidden_BTH.device))
+    hidden_KH = hidden_KH.to(head.weight_VH.device)  # the parts of a model may lie on several devices
     weights = (head.weight_VH, head.bias_V)
     nll: torch.Tensor = _HeadLoss.apply(hidden_KH, *weights, batch, batch.weight_K.dtype)  # type: ignore[no-untyped-call]
-    return nll
+    return nll.to(batch.weight_K.device)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -101,7 +102,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, count, block):
             part = slice(start, min(start + block, count))
             logits = F.linear(hidden_KH[part], weight_VH, bias_V).to(dtype)
-            target = batch.target_K[part, None]
+            target = batch.target_K[part, None].to(logits.device)
             highest = logits.max(1, keepdim=True).values
             e = logits.sub_(highest)
             if batch.uniform_K is None:
@@ -151,7 +152,7 @@ def token_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     column_K = batch.place_K % tokens
     if can_slice_logits(model):
         arguments["logits_to_keep"], column_K = torch.unique(column_K, return_inverse=True)
-    logits = model(**arguments).logits
+    logits = model(**arguments).logits.to(batch.place_K.device)
     logits_KV: torch.Tensor = logits[batch.place_K // tokens, column_K].to(batch.weight_K.dtype)
     return logits_KV
 
@@ -210,13 +211,13 @@ def _holds(model: Any, head: _Head, batch: Batch) -> bool:
         handle.remove()
     if hidden is None or seen.get("hidden") is None or seen["hidden"].shape != hidden.shape:
         return False
-    real = attention.bool()
+    real = attention.bool().to(hidden.device)
     digits = 3e-2 if hidden.dtype == torch.bfloat16 else 1e-4
     scale = float(hidden[real].abs().max())
     return bool(
         logits.shape == seen["logits"].shape
-        and torch.allclose(logits.float(), seen["logits"].float(), rtol=1e-5)
-        and torch.allclose(hidden[real], seen["hidden"][real], rtol=digits, atol=digits * scale)
+        and torch.allclose(logits.float(), seen["logits"].float().to(logits.device), rtol=1e-5)
+        and torch.allclose(hidden[real], seen["hidden"].to(hidden.device)[real], rtol=digits, atol=digits * scale)
     )
 
 

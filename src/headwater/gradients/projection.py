@@ -125,6 +125,14 @@ class ProjectionMatrices:
             tuple(side(matrix, pair[1]) for matrix, pair in zip(self.outputs, scales, strict=True)),
         )
 
+    def on(self, devices: Sequence[torch.device]) -> ProjectionMatrices:
+        """The same, each layer's on a device of its own."""
+
+        def moved(sides: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+            return tuple(None if m is None else m.to(device) for m, device in zip(sides, devices, strict=True))
+
+        return ProjectionMatrices(moved(self.inputs), moved(self.outputs))
+
     def activations(self, number: int, a: torch.Tensor) -> torch.Tensor:
         """P_i a of layer `number`, for a [..., I]."""
         return _times(a, self.inputs[number])

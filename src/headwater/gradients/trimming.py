@@ -46,15 +46,17 @@ class Columns:
         """x [B, T, H] at the predicting positions [B, C, H]."""
         assert self.batch is not None
         rows, positions = self.batch.column_BC.shape
-        return x.flatten(0, 1).index_select(0, self.batch.column_BC.flatten()).view(rows, positions, x.shape[2])
+        place = self.batch.column_BC.flatten().to(x.device)
+        return x.flatten(0, 1).index_select(0, place).view(rows, positions, x.shape[2])
 
     def back(self, x_BCH: torch.Tensor) -> torch.Tensor:
         """The inverse: 0 at the other positions, and nothing from padding."""
         assert self.batch is not None
         rows, tokens = self.batch.shape
-        real = self.batch.real_BC.unsqueeze(2).to(x_BCH.dtype)
+        real = self.batch.real_BC.unsqueeze(2).to(x_BCH)
+        place = self.batch.column_BC.flatten().to(x_BCH.device)
         out = x_BCH.new_zeros(rows * tokens, x_BCH.shape[2])
-        return out.index_add(0, self.batch.column_BC.flatten(), (x_BCH * real).flatten(0, 1)).view(rows, tokens, -1)
+        return out.index_add(0, place, (x_BCH * real).flatten(0, 1)).view(rows, tokens, -1)
 
 
 def trims(batch: Batch) -> bool:
@@ -113,12 +115,13 @@ def _try(model: nn.Module, block: nn.Module, batch: Batch) -> list[nn.Module]:
     def spoilt(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(x: torch.Tensor) -> Any:
             y = forward(x)
+            at = place.to(y.device)
             digits = 3e-2 if y.element_size() == 2 else 1e-4
             at_most = digits * float(y.abs().max())
-            if y.shape[:2] != x.shape[:2] or not torch.allclose(forward(x[:, place]), y[:, place], digits, at_most):
+            if y.shape[:2] != x.shape[:2] or not torch.allclose(forward(x[:, at]), y[:, at], digits, at_most):
                 raise _NotAlone
             noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y) * (10 * y.abs().max() + 1)
-            return torch.where(needed_T1, y, noise)
+            return torch.where(needed_T1.to(y.device), y, noise)
 
         return run
 

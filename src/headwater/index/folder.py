@@ -33,7 +33,7 @@ class Folder:
         place: a path, or an fsspec URL; file:// URLs are paths.
 
     Raises:
-        UsageError: the protocol is unknown, or its package is not installed.
+        UsageError: the protocol is unknown, its package is not installed, or the URL holds a password.
     """
 
     def __init__(self, place: str | os.PathLike[str]) -> None:
@@ -45,7 +45,14 @@ class Folder:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
         from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-        protocol = self.url.split("://")[0]
+        protocol, _, rest = self.url.partition("://")
+        login, at, _ = rest.split("/")[0].rpartition("@")
+        if at and ":" in login:  # addresses are written into manifests and messages
+            raise UsageError(
+                f"a {protocol}:// address with a password in it",
+                expected="an address without credentials",
+                fix="give them in the environment, in the provider's own files, or in fsspec's configuration",
+            )
         try:
             files, root = url_to_fs(self.url)
         except ImportError as error:
@@ -220,9 +227,9 @@ class Folder:
             yield
         except HeadwaterError:
             raise
-        except FileNotFoundError:
-            raise RunError(f"{place} is missing", expected="a file of an index", fix="check the address") from None
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and done != "written":
+                raise RunError(f"{place} is missing", expected="a file of an index", fix="check the address") from None
             if self.is_local and not isinstance(error, OSError):
                 raise  # a bug; packages for remote storage raise errors of their own
             raise _unreachable(place, done, error) from None

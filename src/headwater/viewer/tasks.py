@@ -55,15 +55,22 @@ class KeptRun(TrainingRun):
     def of(cls, run: TrainingRun) -> KeptRun:
         return cls(**{one.name: getattr(run, one.name) for one in fields(TrainingRun)})
 
-    def load(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        device_map: str | Mapping[str, int | str] | None = None,
+    ) -> PreTrainedModel:
         models = self.kept.models
-        key = (checkpoint.location, str(dtype), str(device))
+        key = (checkpoint.location, str(dtype), str(device_map or device))
         if key in models:
             return cast("PreTrainedModel", models[key])
         sizes = [_bytes(model) for model in models.values()]
         if sizes and free_bytes(device) < ROOM * max(sizes):
             models.clear()
-        model = super().load(checkpoint, dtype=dtype, device=device)
+        model = super().load(checkpoint, dtype=dtype, device=device, device_map=device_map)
         if free_bytes(device) >= ROOM * _bytes(model):
             models[key] = model
         return model

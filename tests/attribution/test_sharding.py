@@ -1,0 +1,88 @@
+"""A model split over two processes: the index has the bytes of one that a single process made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_index import QUERIES, build, contents
+
+import headwater as hw
+import tiny
+from headwater.attribution.sharding import _around
+from headwater.gradients.factors import blocks_of
+
+OPTIONS = ["--rank", "4", "--chunk-rows", "5", "--shard", "--quiet"]
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "headwater", *map(str, arguments)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "facts"
+    file.with_suffix(".jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in tiny.FACTS))
+    return file.with_suffix(".jsonl")
+
+
+@pytest.mark.slow  # torchrun, and torch in three processes
+@pytest.mark.parametrize(
+    ("adapters", "more"), [(False, []), (True, ["--recompute", "--dtype", "float64"])], ids=["full", "adapters"]
+)
+def test_two_processes_make_the_same_index(
+    run_folder: Path, lora_folder: Path, rows: Path, tmp_path: Path, adapters: bool, more: list[str]
+) -> None:
+    folder, out = lora_folder if adapters else run_folder, tmp_path / "sharded"
+    given = ["--base", folder / "base", "--checkpoints", folder / "run", "--train", rows, *more]
+    done = torchrun("index", *given, *OPTIONS, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{len(tiny.FACTS)} rows, 3 checkpoints") == 1, "both processes speak"
+    compute = hw.Compute(rank=4, recompute=bool(more), dtype="float64" if more else "float32")
+    whole = build(folder, tmp_path / "whole", train=hw.read_examples(rows), compute=compute)
+    one, two = contents(out), contents(tmp_path / "whole")
+    assert set(one) == set(two) and len(one) > 20
+    assert one == two
+    values = [hw.trace_index(hw.Index.open(place), QUERIES, methods=[hw.DDA(beta=0.3)])["dda"].values
+              for place in (out, whole.folder)]  # fmt: skip
+    assert np.array_equal(*values)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said_once(run_folder: Path, rows: Path, tmp_path: Path) -> None:
+    given = ["--base", run_folder / "base", "--checkpoints", run_folder / "run", "--train", rows, *OPTIONS]
+    done = torchrun("index", *given, "--parameters", "nothing", "--out", tmp_path / "out")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "headwater: " in line]
+    assert len(said) == 1 and "no linear layer matches" in said[0], done.stderr
+    assert "Traceback (most recent call last)" not in done.stderr.split("torch/distributed/run.py")[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_module_around_the_blocks() -> None:
+    from torch import nn
+
+    encoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])})
+    decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(1, 1)])})
+    both = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    whole = nn.ModuleDict({"body": both, "head": nn.Linear(1, 1)})
+    assert len(blocks_of(whole)) == 3
+    assert _around(whole, blocks_of(whole)) is both
+    assert _around(whole, blocks_of(encoder)) is encoder
+    assert _around(whole, blocks_of(decoder)) is decoder
+
+
+def test_where_it_cannot_be_split_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(hw.UsageError, match="torchrun did not start"):
+        build(run_folder, tmp_path / "index", shard=True)
+    with pytest.raises(hw.UsageError, match="--shard with --ray"):
+        build(run_folder, tmp_path / "index", shard=True, ray="local")
+    assert not (tmp_path / "index").exists()
