@@ -10,6 +10,7 @@ is the opened trace; only further methods of it are kept here.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -24,7 +25,7 @@ from headwater.errors import DataError, HeadwaterError, RunError, UsageError
 from headwater.examples import Query
 from headwater.gradients.measurement import targets_of
 from headwater.report.visible import visible
-from headwater.run import digest, versions, write_whole
+from headwater.run import digest, remove_partial, versions, write_whole
 from headwater.scores import Scores, query_record
 from headwater.viewer.opened import Opened
 
@@ -33,6 +34,8 @@ TRACE = "trace"
 KEPT = 8
 """Answers held in memory."""
 MOST_QUERIES = 200
+REMOVED = ".removed"
+"""Ends the name of an answer's folder while its files are removed."""
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -167,7 +170,18 @@ class Answers:
             )
         with self._lock:
             self._loaded.pop(name, None)
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            gone = self.folder / f"{name}{REMOVED}"  # renamed first: half of an answer would be neither there nor not
+            os.replace(self.folder / name, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Removes what a server that was killed had begun to write or to remove; the caller holds the state's lock."""
+        remove_partial(self.opened.state, deep=False)
+        for one in self.folder.iterdir() if self.folder.is_dir() else ():
+            if one.name.endswith(REMOVED):
+                shutil.rmtree(one, ignore_errors=True)
+            else:
+                remove_partial(one, deep=False)
 
     def summaries(self) -> list[dict[str, Any]]:
         """All answers, newest first; the opened trace at the end."""
