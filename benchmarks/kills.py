@@ -2,17 +2,19 @@
 
     python benchmarks/kills.py --work DIR [--only index trace ...] [--seed 0]
 
-A small model is trained, then each command runs once undisturbed. Then, for every kill, the real command line starts in
-a process group of its own, gets SIGKILL at a moment drawn evenly from when its folder appears to when it ends, and is
-run again to its end. Its folder must then hold the same bytes as the undisturbed one: every file but locks, trainings
-and reports included. Nothing half-written may lie there, no lock may be held, and no process of the killed command may
-live on. A run that ended before its kill is drawn again.
+A small model is trained, then each command runs once undisturbed. Then, for every kill, the command line starts in a
+process group of its own, gets SIGKILL at a moment drawn evenly from when its folder appears to when it ends, and is run
+again to its end. All are forked from a process that has imported torch and the library, so that kills fall into the
+work and not into imports; what they start (the server's worker, the user's program) are programs like any other. The
+folder must then hold the same bytes as the undisturbed one: every file but locks, trainings and reports included.
+Nothing half-written may lie there, no lock may be held, and no process of the killed command may live on. A run that
+ended before its kill is drawn again.
 
     index           headwater index
     trace           headwater trace --out, streaming, by two methods and with words
     trace of index  headwater trace --index --out
-    repair          headwater repair --out: three trainings, their models asked
-    repair command  the same by a program of the user, which is a process of its own
+    repair          headwater repair --out: two trainings, their models asked
+    repair command  one by a program of the user, which is a process of its own
     serve           headwater serve, over HTTP: the server is killed in the middle of an answer, a repair, or of marks
     worker          the same, but its worker process is killed
 
@@ -26,14 +28,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -43,10 +46,12 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
 from made import RESULTS, environment, make_rows, small_model
 
 ROWS, TRAINED = 60, 40
-KILLS = {"index": 10, "trace": 10, "trace of index": 8, "repair": 10, "repair command": 6, "serve": 10, "worker": 8}
+KILLS = {"index": 11, "trace": 10, "trace of index": 10, "repair": 5, "repair command": 4, "serve": 6, "worker": 5}
 MARK = "HEADWATER_KILLED_BY"
 """In the environment of every process that is started here, and of those that they start."""
 MARKED = [3, 5]
@@ -59,8 +64,32 @@ shutil.copytree(sys.argv[1], sys.argv[3])
 """
 
 
-def headwater(*words: object) -> list[str]:
-    return [str(Path(sys.executable).with_name("headwater")), *map(str, words)]
+def headwater(words: list[str], mark: str, out: int) -> None:
+    """The command line, in a process of its own that was forked for it."""
+    os.setsid()
+    os.environ[MARK] = mark
+    os.dup2(out, 1)
+    sys.argv = ["headwater", *words]
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+
+    from headwater.cli import main
+
+    main()
+
+
+def import_everything() -> None:
+    """What the commands import, before any of them is forked: no thread may be running then."""
+    for name in (
+        "torch", "transformers", "transformers.models.llama.modeling_llama", "accelerate", "peft", "zarr", "fastapi",
+        "uvicorn", "pyarrow.parquet", "scipy.stats", "bm25s", "rich.console", "jinja2", "headwater.attribution.loop",
+        "headwater.attribution.indexed", "headwater.attribution.building", "headwater.attribution.passes",
+        "headwater.repair", "headwater.repair.page", "headwater.report", "headwater.training", "headwater.viewer.app",
+        "headwater.viewer.serving", "headwater.cli",
+    ):  # fmt: skip
+        importlib.import_module(name)
+    from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+    assert AutoTokenizer and Trainer and TrainingArguments  # each is imported when it is first named
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -111,105 +140,114 @@ def all_gone(mark: str) -> bool:
 
 
 class Bench:
-    """The folders, and the environment of what is started."""
+    """The folders, and what is started."""
 
     def __init__(self, work: Path, seed: int) -> None:
         self.work, self.chance = work, random.Random(seed)
         self.count = 0
+        self.nowhere = os.open(os.devnull, os.O_WRONLY)
+        self.fork = multiprocessing.get_context("fork")
         work.mkdir(parents=True, exist_ok=True)
-        rows = make_rows(work / "rows.jsonl", ROWS)
-        self.rows, self.trained = rows, work / "trained.jsonl"
-        lines = rows.read_text().splitlines()
+        self.rows, self.trained, self.run = make_rows(work / "rows.jsonl", ROWS), work / "trained.jsonl", work / "run"
+        lines = self.rows.read_text().splitlines()
         self.trained.write_text("\n".join(lines[:TRAINED]) + "\n")
         first = json.loads(lines[0])
         self.query = {"prompt": first["prompt"], "output": first["completion"]}
         (work / "queries.jsonl").write_text(json.dumps(self.query | {"id": "first"}) + "\n")
-        self.run = work / "run"
         if not self.run.exists():
-            from headwater.examples import read_examples
-            from headwater.training import Recipe, fine_tune
+            self.ended(self.fork.Process(target=self.train))
+        if not (work / "index" / "manifest.json").exists():
+            self.ran(commands(self)["index"](work / "index"))
 
-            texts = [record["prompt"] + record["completion"] for record in map(json.loads, lines)]
-            recipe = Recipe(epochs=2, batch_size=16, learning_rate=3e-3)
-            fine_tune(small_model(work / "base", texts), read_examples(self.trained), self.run, recipe)
+    def train(self) -> None:
+        from headwater.examples import read_examples
+        from headwater.training import Recipe, fine_tune
+
+        texts = [record["prompt"] + record["completion"] for record in map(json.loads, self.rows.open())]
+        recipe = Recipe(epochs=2, batch_size=16, learning_rate=3e-3)
+        fine_tune(small_model(self.work / "base", texts), read_examples(self.trained), self.run, recipe)
 
     @property
     def models(self) -> list[str]:
         return ["--base", str(self.work / "base"), "--checkpoints", str(self.run)]
 
-    def environment(self) -> tuple[str, dict[str, str]]:
-        """A new mark, and the environment of one process."""
+    def started(self, words: list[Any], out: int | None = None) -> tuple[Any, str]:
+        """A process that runs a command line, and its mark."""
         self.count += 1
         mark = f"{os.getpid()}-{self.count}"
-        more = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", MARK: mark}
-        return mark, os.environ | more
+        shown = self.nowhere if out is None else out
+        process = self.fork.Process(target=headwater, args=(list(map(str, words)), mark, shown))
+        process.start()
+        return process, mark
 
-    def ran(self, command: list[str]) -> None:
-        _, given = self.environment()
-        done = subprocess.run(command, env=given, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr}")
+    def ended(self, process: Any) -> None:
+        if process.pid is None:
+            process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"a command ended with {process.exitcode}")
+
+    def ran(self, words: list[Any]) -> None:
+        self.ended(self.started(words)[0])
 
 
 # ---- commands that run to their end ---------------------------------------------------------------------------------
 
 
-def commands(bench: Bench) -> dict[str, Callable[[Path], list[str]]]:
+def commands(bench: Bench) -> dict[str, Callable[[Path], list[Any]]]:
     models, rows, work = bench.models, bench.rows, bench.work
     queries = ["--queries", work / "queries.jsonl"]
-    repair = ["repair", "--quiet", *models, "--train", bench.trained, *queries, "--id", "row-0", "--id", "row-1"]
+    repair = [
+        "repair",
+        "--quiet",
+        "--no-bm25",
+        *models,
+        "--train",
+        bench.trained,
+        *queries,
+        "--id",
+        "row-0",
+        "--id",
+        "row-1",
+    ]
     program = f"{sys.executable} {work / 'program.py'} {work / 'base'} {{train_file}} {{out}}"
     (work / "program.py").write_text(PROGRAM)
     traced = ["trace", "--quiet", *queries, "--words", 3]
     return {
-        "index": lambda out: headwater("index", "--quiet", *models, "--train", rows, "--chunk-rows", 5, "--out", out),
-        "trace": lambda out: headwater(
-            *traced,
-            *models,
-            "--train",
-            rows,
-            "--batch-tokens",
-            256,
-            "--method",
-            "dda",
-            "--method",
-            "repsim",
-            "--out",
-            out,
-        ),
-        "trace of index": lambda out: headwater(*traced, "--index", work / "index", "--out", out),
-        "repair": lambda out: headwater(*repair, "--out", out),
-        "repair command": lambda out: headwater(*repair, "--no-bm25", "--command", program, "--out", out),
-    }
+        "index": lambda out: ["index", "--quiet", *models, "--train", rows, "--chunk-rows", 5, "--out", out],
+        "trace": lambda out: [
+            *traced, *models, "--train", rows, "--batch-tokens", 256, "--method", "dda", "--method", "repsim",
+            "--out", out,
+        ],
+        "trace of index": lambda out: [*traced, "--index", work / "index", "--out", out],
+        "repair": lambda out: [*repair, "--out", out],
+        "repair command": lambda out: [*repair, "--random", 0, "--command", program, "--out", out],
+    }  # fmt: skip
 
 
 def killed_commands(bench: Bench, name: str, count: int) -> Iterator[dict[str, Any]]:
     out = bench.work / f"out {name}"
     command = commands(bench)[name](out)
     shutil.rmtree(out, ignore_errors=True)
-    _, given = bench.environment()
     started = time.monotonic()
-    process = subprocess.Popen(command, env=given, stdout=subprocess.DEVNULL)
+    process, _ = bench.started(command)
     appeared = 0.0
-    while process.poll() is None:
+    while process.is_alive():
         time.sleep(0.02)
         appeared = appeared or (time.monotonic() - started if out.exists() else 0.0)
     took = time.monotonic() - started
-    if process.returncode:
-        raise SystemExit(f"{name} failed")
+    bench.ended(process)
     whole = contents(out)
     done = 0
     while done < count:
         shutil.rmtree(out)
         after = bench.chance.uniform(0.95 * appeared, took)
-        mark, given = bench.environment()
-        process = subprocess.Popen(command, env=given, stdout=subprocess.DEVNULL, start_new_session=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(after)
-        if process.poll() is not None:
+        process, mark = bench.started(command)
+        process.join(after)
+        if not process.is_alive():
             continue
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
         done += 1
         before = contents(out) if out.exists() else {}
         bench.ran(command)
@@ -233,14 +271,12 @@ class Server:
     """One start of headwater serve, and a page's requests."""
 
     def __init__(self, bench: Bench, port: int, state: Path) -> None:
-        self.bench, self.mark = bench, ""
-        self.mark, given = bench.environment()
-        command = headwater("serve", bench.work / "index", "--port", port, "--state", state, "--quiet")
-        self.process = subprocess.Popen(
-            command, env=given | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        reading, writing = os.pipe()
+        words = ["serve", bench.work / "index", "--port", port, "--state", state, "--quiet"]
+        self.process, self.mark = bench.started(words, writing)
+        os.close(writing)
+        with open(reading) as said:
+            line = said.readline()
         found = re.search(r"http://\S+/", line)
         if found is None:
             raise SystemExit(f"headwater serve said {line!r}")
@@ -274,12 +310,13 @@ class Server:
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.join()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        if self.process.wait(60):
-            raise SystemExit(f"headwater serve ended with {self.process.returncode}")
+        os.kill(self.process.pid, signal.SIGINT)
+        self.process.join(60)
+        if self.process.exitcode:
+            raise SystemExit(f"headwater serve ended with {self.process.exitcode}")
 
 
 class Work:
@@ -453,31 +490,31 @@ def report(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=KILLS, default=list(KILLS), help="nothing is written")
+    parser.add_argument("--only", nargs="+", choices=KILLS, default=list(KILLS), help="the others stay as they were")
     parser.add_argument("--kills", type=int, help="of each; nothing is written")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    import_everything()
     bench = Bench(asked.work.resolve(), asked.seed)
-    if not (bench.work / "index" / "manifest.json").exists():
-        bench.ran(commands(bench)["index"](bench.work / "index"))
-    kills: dict[str, list[dict[str, Any]]] = {}
-    for name in asked.only:
-        found = killed_servers if name in ("serve", "worker") else killed_commands
-        kills[name] = []
-        for record in found(bench, name, asked.kills or KILLS[name]):
-            kills[name].append(record)
-            print(f"{name}: {'well' if well(record) else 'NOT WELL'}: {record}", flush=True)
-    result = {
+    file = RESULTS / "kills.json"
+    result: dict[str, Any] = {
         "command": "python benchmarks/kills.py --work DIR",
         "seed": asked.seed,
         "environment": environment(1),
-        "kills": kills,
+        "kills": json.loads(file.read_text())["kills"] if asked.only != list(KILLS) else {},
     }
-    if asked.only == list(KILLS) and asked.kills is None:
-        (RESULTS / "kills.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "kills.md").write_text(report(result))
+    for name in asked.only:
+        found = killed_servers if name in ("serve", "worker") else killed_commands
+        records = []
+        for record in found(bench, name, asked.kills or KILLS[name]):
+            records.append(record)
+            print(f"{name}: {'well' if well(record) else 'NOT WELL'}: {record}", flush=True)
+        result["kills"][name] = records
+        if asked.kills is None:
+            file.write_text(json.dumps(result, indent=1) + "\n")
+            file.with_suffix(".md").write_text(report(result))
     print(report(result))
-    if not all(well(record) for records in kills.values() for record in records):
+    if not all(well(record) for records in result["kills"].values() for record in records):
         sys.exit(1)
 
 

@@ -92,7 +92,10 @@ class Answers:
             HeadwaterError: a question or a method that cannot be used.
         """
         queries = queries_of(body)
-        methods = [Asked.of(one) for one in body.get("methods") or ["dda"]]
+        wanted = body.get("methods") or ["dda"]
+        if not isinstance(wanted, list):
+            raise UsageError("methods of another form", expected="a list of methods", fix="correct it")
+        methods = [Asked.of(one) for one in wanted]
         for method in methods:
             self.opened.method(method.name, method.options)
         record = {"queries": [query_record(query) for query in queries]}
