@@ -24,6 +24,8 @@ from typing import Any
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
 from headwater.examples import Query
 from headwater.gradients.measurement import targets_of
+from headwater.records import parsed, text
+from headwater.records import record as an_object
 from headwater.report.visible import visible
 from headwater.run import digest, remove_partial, versions, write_whole
 from headwater.scores import Scores, query_record
@@ -37,6 +39,7 @@ MOST_QUERIES = 200
 REMOVED = ".removed"
 """Ends the name of an answer's folder while its files are removed."""
 _ID = re.compile(r"[0-9a-f]{16}")
+_QUESTION = {"asked": text, "queries": [{"output": text}], "methods": [an_object]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,14 +220,11 @@ class Answers:
     def _question(self, name: str) -> dict[str, Any] | None:
         file = self.folder / name / "question.json"
         if name == TRACE and self.opened.manifest is not None:
-            more = json.loads(file.read_text("utf-8"))["methods"] if file.exists() else []
+            more = (_kept(file) or {"methods": []})["methods"]
             queries = self.opened.manifest["queries"]
             when = datetime.fromtimestamp((Path(self.opened.place.folder) / "trace.json").stat().st_mtime, UTC)
             return {"asked": when.isoformat(timespec="seconds"), "queries": queries, "methods": more}
-        if not _ID.fullmatch(name) or not file.exists():
-            return None
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        return found
+        return _kept(file) if _ID.fullmatch(name) else None
 
     def _keep(self, name: str, record: Mapping[str, Any], methods: Sequence[Asked]) -> None:
         known = list(record.get("methods", []))
@@ -272,6 +272,19 @@ class NotYet(RunError):
             cause="it was cancelled, or is still computed",
             fix="ask again: it goes on where it stopped",
         )
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """A question as it was kept; None where it is not there, or damaged: asked again, it is written anew."""
+    try:
+        found: dict[str, Any] = parsed(file.read_bytes(), file, _QUESTION, what="a question", fix="ask again")
+        for query in found["queries"]:
+            query_of(query)
+        for method in found["methods"]:
+            Asked.of(method)
+    except (HeadwaterError, OSError):
+        return None
+    return found if found["queries"] else None
 
 
 def queries_of(body: Mapping[str, Any]) -> list[Query]:
