@@ -57,6 +57,7 @@ bench-quality: $(VENV)/.installed
 bench-speed: $(VENV)/.installed
 	$(BIN)/python benchmarks/scaling.py --work benchmarks/work/scaling
 	$(BIN)/python benchmarks/index_build.py --work benchmarks/work/build
+	$(BIN)/python benchmarks/kills.py --work benchmarks/work/kills
 	$(BIN)/python benchmarks/scale.py --work benchmarks/work/scale
 	$(BIN)/python benchmarks/index_query.py --work benchmarks/work
 	bash benchmarks/speed/install_rivals.sh benchmarks/work/rivals

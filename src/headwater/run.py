@@ -108,6 +108,20 @@ class RunState:
             (self._folder / f"{name}.piece").unlink(missing_ok=True)
 
 
+class Notes(dict[str, Any]):
+    """What is worth knowing of how a run was done, as JSON values; of a run that goes on, also what its beginning
+    noted."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        kept = state.load("notes")
+        super().__init__({} if kept is None else json.loads(kept["json"].tobytes()))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self._state.save("notes", {"json": np.frombuffer(json.dumps(self).encode(), np.uint8)})
+
+
 @contextmanager
 def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]) -> Iterator[RunState]:
     """Opens a run directory for work, or the memory of this process when `path` is None.

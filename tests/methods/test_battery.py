@@ -236,3 +236,18 @@ def test_self_influence_resumes(run: hw.TrainingRun, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Models, "load", never)
     again = hw.self_influence(run, TRAIN, **given, out=tmp_path / "out").values
     assert np.array_equal(fresh, first) and np.array_equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("dda", "beta", "much"), ("dda", "beta", True), ("dda", "checkpoint_weights", 1.0), ("dda", "inner", ["dot"]),
+        ("tracin", "learning_rates", ("a",)), ("trak", "rank", 2.5), ("trak", "rank", 1 << 70),
+        ("cosine", "layerwise", 1), ("bm25", "b", None),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_type_is_one_line(name: str, option: str, value: Any) -> None:
+    with pytest.raises(hw.UsageError, match=f"{option} .* for {name}; expected"):
+        hw.make_method(name, **{option: value})
+    hw.make_method("dda", beta=np.float64(0.3), checkpoint_weights=(1, 2.0))
+    hw.make_method("trak", rank=np.int64(4))

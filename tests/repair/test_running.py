@@ -348,6 +348,38 @@ def test_an_interrupt_ends_the_users_program(faulty_folder: Path, tmp_path: Path
         os.kill(int(mark.read_text()), 0)
 
 
+def test_a_program_that_outlived_its_repair_is_ended_first(faulty_folder: Path, tmp_path: Path) -> None:
+    """As after kill -9: the program goes on, and would write into the next one's folder."""
+    mark, base = tmp_path / "pid", faulty_folder / "base"
+    body = (
+        f"mark = pathlib.Path({str(mark)!r})\nfirst = not mark.exists()\nmark.write_text(str(os.getpid()))\n"
+        f"if first: time.sleep(60)\nshutil.copytree({str(base)!r}, out)\n"
+    )
+    (tmp_path / "out").mkdir()
+    made, folder = Command(template=program(tmp_path, body)), tmp_path / "out" / "training"
+    ours = [
+        "import faulty, pathlib, sys",
+        "from headwater.repair import Command",
+        "Command(template=sys.argv[1]).train(faulty.rows(), {}, pathlib.Path(sys.argv[2]))",
+    ]
+    killed = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(ours), made.template, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while not mark.exists() or not mark.read_text():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    left = int(mark.read_text())
+    time.sleep(0.2)  # until it is noted who holds the lock
+    killed.kill()
+    killed.wait()
+    os.kill(left, 0)  # it lives
+    made.train(faulty.rows(), {}, folder)
+    with pytest.raises(ProcessLookupError):
+        os.kill(left, 0)
+    assert (folder / "config.json").exists() and not folder.with_name("training.running").exists()
+
+
 def test_a_listener_hears_the_progress_of_a_job(faulty_folder: Path, tmp_path: Path) -> None:
     heard: list[tuple[str, float, float]] = []
     with progress.listening(lambda *said: heard.append(said)):

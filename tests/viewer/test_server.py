@@ -19,10 +19,12 @@ from live import SYDNEY, Live, live
 
 import headwater as hw
 import tiny
+from headwater.errors import UsageError
 from headwater.gradients.measurement import targets_of
 from headwater.report.facets import facets
 from headwater.report.overlap import shared_runs
 from headwater.viewer.guard import MOST_BYTES, POLICY, Guard
+from headwater.viewer.serving import own_state
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -207,6 +209,31 @@ def test_marks_that_cannot_be(hostile: Live, mark: dict[str, Any], words: str) -
 
 
 # ---- endurance -----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_was_half_removed_is_gone(viewer: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after kill -9 while files are removed: the same question is a new one."""
+    name = viewer.asked(SYDNEY | {"output": " Perth."}, methods=["bm25"])
+    answers = viewer.viewer.answers
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda folder, **_: (folder / "question.json").unlink())
+        assert viewer.page.delete(f"/api/answers/{name}").json() == {}
+    assert name not in [one["id"] for one in viewer.get("/api/answers")]
+    assert viewer.asked(SYDNEY | {"output": " Perth."}, methods=["bm25"]) == name
+    assert [row for row, *_ in viewer.view(name)["answer"]["best"]]
+    (answers.folder / name / "question.json.partial-1").touch()
+    (answers.opened.state / "marks.json.partial-1").touch()
+    answers.tidy()
+    assert not [*answers.opened.state.rglob("*.partial-*"), *answers.folder.glob("*.removed")]
+    assert viewer.view(name)["total"]
+
+
+def test_one_server_for_each_state(viewer: Live, tmp_path: Path) -> None:
+    opened = viewer.viewer.opened
+    with own_state(opened), pytest.raises(UsageError, match="in use by another headwater serve"), own_state(opened):
+        pass
+    with own_state(opened):
+        pass
 
 
 def slow(viewer: Live, number: int) -> Any:

@@ -33,7 +33,7 @@ from headwater.examples import Encoder, Query, TokenFormat
 from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement, Sides, check_queries, encode_queries
 from headwater.index.manifest import Index
-from headwater.run import RunState, run_directory, versions
+from headwater.run import Notes, RunState, run_directory, versions
 from headwater.scores import Leaning, NotScored, Population, Scores, query_record
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class _Trace:
     ) -> None:
         self._index, self._run, self._compute, self._state, self._limit = index, run, compute, state, limit
         self._cluster = cluster
-        self._notes: dict[str, Any] = {}
+        self._notes = Notes(state)
 
     def run(
         self,

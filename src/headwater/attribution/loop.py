@@ -32,7 +32,7 @@ from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.curvature.options import PASSES, PLAIN, Space, Step
 from headwater.gradients.measurement import Sides, check_queries, encode_queries
-from headwater.run import RunState, digest, run_directory, versions
+from headwater.run import Notes, RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class _Loop:
         self.run_, self.train, self.compute = run, train, compute
         self.tokenizer, self.encoder = tokenizer, encoder
         self.state, self.config = state, config
-        self.notes: dict[str, Any] = {}
+        self.notes = Notes(state)
 
     def run(
         self, queries: Sequence[Query], methods: Sequence[Method], plans: Sequence[Plan], words: int
@@ -400,12 +400,13 @@ class _Loop:
                 stored = {p.query: self._stored(p, number, name, place, part, dense) for p in products}
                 hooks = self.curved.hooks(place, space, loaded)
                 mapped = self.curved.rows_map(rows, space, place.device)
-                found, sentence = passes.gradient_pass(
+                found = passes.gradient_pass(
                     place, self.rows, stem, products, stored, matrices, self.state, bar, self._form, hooks, mapped
                 )
-                if "contractions" not in self.notes:
-                    progress.note(sentence[0].upper() + sentence[1:] + ".")
-                self.notes.setdefault("contractions", {})[stem] = sentence
+            sentence = passes.contractions(found)
+            if "contractions" not in self.notes:
+                progress.note(sentence[0].upper() + sentence[1:] + ".")
+            self.notes["contractions"] = self.notes.get("contractions", {}) | {stem: sentence}
             parts.append((_target_numbers(sides, part), found))
         for product in products:
             full = np.zeros((len(sides.targets), len(self.train)))

@@ -21,7 +21,7 @@ from headwater.attribution.work import Difference
 from headwater.errors import ModelError, NumericalError
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate, length_buckets
-from headwater.gradients.contraction import Form, SideGradients
+from headwater.gradients.contraction import FORMS, Form, SideGradients, forms_taken
 from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.directional import nudged, shifted, step_size
 from headwater.gradients.factors import FactorHooks
@@ -118,24 +118,33 @@ def gradient_pass(
     form: Form | None,
     hooks: FactorHooks,
     mapped: Map | None = None,
-) -> tuple[dict[str, np.ndarray], str]:
+) -> dict[str, np.ndarray]:
     """Inner products of every example with the measurements: name of the product -> [R, N], "loss" and, for margins,
-    "doubt" [N]; and how they were contracted. The products share a space, and what is done to the rows."""
+    "doubt" [N]; and how often each form of contraction was taken, "forms" [forms, N], a batch's at its first row.
+    The products share a space, and what is done to the rows."""
     contractor = Contractor(stored, matrices, tuple(products), form=form, mapped=mapped)
     loss = products[0].space.loss
 
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:
         encoded = [rows.encoded[row] for row in batch]
         collated = collate(encoded, place.device, place.precision, loss=loss, numbers=batch)
+        contractor.contraction.chosen.update(dict.fromkeys(FORMS, 0))
         sums, losses_B = contractor(hooks, collated)
         found = {product_name(product): value for product, value in sums.items()} | {"loss": losses_B}
+        found["forms"] = torch.zeros(len(FORMS), len(batch), dtype=torch.int32)
+        found["forms"][:, 0] = torch.tensor([contractor.contraction.chosen[form] for form in FORMS])
         if loss == "margin":  # -log(p / (1 - p)) of a token -> 1 - p
             found["doubt"] = by_example(torch.sigmoid(hooks.token_losses_K) * collated.weight_K, collated)
         return found
 
     with hooks.attached():
-        arrays = run_chunks(stem, rows, state, work, bar)
-    return arrays, contractor.contraction.sentence()
+        return run_chunks(stem, rows, state, work, bar)
+
+
+def contractions(found: Mapping[str, np.ndarray]) -> str:
+    """How the rows of a gradient pass were contracted, also those of an earlier process."""
+    counts = found["forms"].sum(1).tolist()
+    return forms_taken(dict(zip(FORMS, counts, strict=True)))
 
 
 def product_name(product: Product) -> str:

@@ -30,6 +30,14 @@ from headwater.gradients.factors import FactorHooks
 Form = Literal["factored", "applied", "materialised"]
 FORMS: tuple[Form, ...] = ("factored", "applied", "materialised")
 
+
+def forms_taken(counts: Mapping[Form, int]) -> str:
+    """How often each form of contraction was taken, in words."""
+    total = sum(counts.values())
+    parts = [f"{form} {100 * count / total:.0f} %" for form, count in counts.items() if count]
+    return "contractions, by layer and batch: " + (", ".join(parts) or "none")
+
+
 TOUCH = 10.0
 """What writing and reading a number of an example's gradient costs, in multiplications of a large product."""
 
@@ -444,9 +452,7 @@ class Contraction:
         return dots, squares_B if self._norm else None
 
     def sentence(self) -> str:
-        total = max(1, sum(self.chosen.values()))
-        parts = [f"{form} {100 * count / total:.0f} %" for form, count in self.chosen.items() if count]
-        return "contractions, by layer and batch: " + (", ".join(parts) or "none")
+        return forms_taken(self.chosen)
 
     def _choose(self, layers: Sequence[LayerGradients], a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> Form:
         forms: list[Form] = []

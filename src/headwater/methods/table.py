@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from headwater.attribution.plan import Method
 from headwater.errors import UsageError
@@ -22,6 +23,9 @@ from headwater.methods.lexical import BM25
 from headwater.methods.representation import RepresentationSimilarity
 from headwater.methods.trak import TRAK, TrackStar
 from headwater.methods.verbatim import Verbatim
+
+_MOST = 1 << 62
+"""Whole numbers from here on are no option of anything, and too large for a float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +279,7 @@ def make_method(name: str, **options: Any) -> Method:
     """The method of that name; options are fields of its recipe.
 
     Raises:
-        UsageError: no such method, or an option that it does not have.
+        UsageError: no such method, an option that it does not have, or a value of another type.
     """
     if name not in METHODS:
         raise UsageError(f"method {name!r}", expected=f"one of {', '.join(METHODS)}", fix="see headwater methods")
@@ -287,4 +291,40 @@ def make_method(name: str, **options: Any) -> Method:
             expected=f"options of {name}: {', '.join(sorted(known)) or 'none'}",
             fix="leave it out, or choose another method",
         )
+    hints = get_type_hints(type(METHODS[name].make()))
+    for option, value in options.items():
+        if not _fits(value, hints[option]):
+            raise UsageError(
+                f"{option} {str(value)[:40]!r} for {name}",
+                expected=_in_words(hints[option]),
+                fix="correct it, or leave it out",
+            )
     return METHODS[name].make(**options)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of a recipe's field."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return isinstance(value, str) and value in parts
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if hint in (int, float):
+        size: Any = value
+        if isinstance(value, bool) or not isinstance(value, Integral if hint is int else Real):
+            return False
+        return not isinstance(value, Integral) or -_MOST < size < _MOST
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return " or ".join(parts)
+    if kind is tuple:
+        return "several numbers"
+    if parts:
+        return " or ".join(_in_words(part) for part in parts if part is not type(None))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]

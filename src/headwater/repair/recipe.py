@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from headwater import progress
 from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import RunError, UsageError
 from headwater.examples import Examples, TokenFormat
+from headwater.records import among, fault, maybe, number, parsed, record, whole
 from headwater.training import MANIFEST, Recipe
 
 STATE, CARD = "trainer_state.json", "README.md"
@@ -40,6 +40,24 @@ _CARD_KEYS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "lr_scheduler_type": ("schedule", str),
     "lr_scheduler_warmup_ratio": ("warmup_ratio", float),
 }
+
+_RECIPE = {
+    "epochs": whole(1),
+    "batch_size": whole(1),
+    "learning_rate": number,
+    "warmup_ratio": number,
+    "weight_decay": number,
+    "seed": whole(0),
+    "lora_rank": maybe(whole(1)),
+    "schedule": among("linear", "cosine", "constant"),
+}
+_FORMAT = {
+    "loss_on": among("auto", "completion", "assistant", "all"),
+    "max_length": whole(2),
+    "keep": among("start", "end"),
+    "add_eos": among(True, False),
+}
+_MOST_STEPS = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,51 +120,59 @@ def find_recipe(run: TrainingRun, train: Examples) -> FoundRecipe:
             values |= found
             sources += [CARD] if found else []
     if adapter is not None:
-        values["lora_rank"] = _read(last / "adapter_config.json").get("r")
+        rank = _read(last / "adapter_config.json").get("r")
+        values["lora_rank"] = rank if whole(1).holds(rank) else None
         sources.append("adapter_config.json")
     return FoundRecipe(values=values, sources=sources, adapter=adapter)
 
 
 def _own(file: Path, train: Examples, adapter: str | None) -> FoundRecipe:
-    record = _read(file)
-    if record.get("rows", {}).get("fingerprint") != train.fingerprint:
+    found = _read(file, {"rows": record, "recipe": record})
+    if found["rows"].get("fingerprint") != train.fingerprint:
         progress.note(f"{train.name} is not the data that {file.parent} was trained on, as {file.name} says.")
-    known = {f.name for f in fields(Recipe)}
+    values = {key: value for key, value in found["recipe"].items() if key in _RECIPE}
+    _read(file, {"recipe": {key: _RECIPE[key] for key in values}})
+    if "format" in found:
+        _read(file, {"format": _FORMAT})
+    format = {key: found["format"][key] for key in _FORMAT} if "format" in found else None
     return FoundRecipe(
-        values={key: value for key, value in record.get("recipe", {}).items() if key in known},
+        values=values,
         sources=[file.name],
         adapter=adapter,
-        format=TokenFormat(**record["format"]) if "format" in record else None,
+        format=None if format is None else TokenFormat(**format),
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, wanted: Any = record) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        data = file.read_bytes()
+    except OSError as error:
         raise RunError(f"{file} cannot be read ({error})", expected="a JSON object", fix="check the file") from None
-    return found if isinstance(found, dict) else {}
+    found: dict[str, Any] = parsed(data, file, wanted, what="the files of the run", fix="mend it, or say the recipe")
+    return found
 
 
 def _of_state(state: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Epochs, batch size and learning rate, as far as a trainer_state.json gives them away."""
     out: dict[str, Any] = {}
     epochs, steps, at_once = (state.get(key) for key in ("num_train_epochs", "max_steps", "train_batch_size"))
-    if isinstance(epochs, int) and epochs >= 1:
+    if type(epochs) is int and epochs >= 1:
         out["epochs"] = epochs
         size = _batch_size(rows, at_once, steps, epochs)
         if size is not None:
             out["batch_size"] = size
-    history = [entry for entry in state.get("log_history", []) if "learning_rate" in entry and "step" in entry]
-    points = [(int(entry["step"]), float(entry["learning_rate"])) for entry in history]
-    if isinstance(steps, int) and steps > 0:
+    logged = {"step": whole(0), "learning_rate": number}
+    history = state.get("log_history")
+    history = [entry for entry in history if fault(entry, logged) is None] if isinstance(history, list) else []
+    points = [(int(entry["step"]), float(entry["learning_rate"])) for entry in history if entry["step"] <= _MOST_STEPS]
+    if type(steps) is int and 0 < steps <= _MOST_STEPS:
         out |= _schedule(points, steps)
     return out
 
 
 def _batch_size(rows: int, at_once: Any, steps: Any, epochs: int) -> int | None:
     """Rows of an optimiser step: the smallest number of accumulated batches that makes the number of steps."""
-    if not (isinstance(at_once, int) and at_once >= 1 and isinstance(steps, int) and steps > 0 and steps % epochs == 0):
+    if not (type(at_once) is int and at_once >= 1 and type(steps) is int and steps > 0 and steps % epochs == 0):
         return None
     batches = math.ceil(rows / at_once)
     for accumulated in range(1, batches + 1):
@@ -181,7 +207,7 @@ def _of_card(text: str) -> dict[str, Any]:
             name, read = _CARD_KEYS[key]
             try:
                 out[name] = read(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
     if out.get("schedule", "linear") not in ("linear", "cosine", "constant"):
         out.pop("schedule")

@@ -7,8 +7,9 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ from headwater.training import Recipe, fine_tune
 TRAIN_FILE, OUT = "{train_file}", "{out}"
 PATIENCE = 10.0
 """Seconds that a program has to end after it was asked to."""
+PAUSE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,11 @@ class Command:
         Raises:
             RunError: it ended with another exit code than 0, or left no model.
         """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_program(folder.with_name(folder.name + ".running")) as held:
+            self._train(rows, corrections, folder, held)
+
+    def _train(self, rows: Examples, corrections: Mapping[str, Completion], folder: Path, held: int) -> None:
         partial, log = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".log")
         if partial.exists():
             progress.note(f"Starting the interrupted training in {partial} anew")
@@ -155,7 +162,7 @@ class Command:
         places = {TRAIN_FILE: str(file.resolve()), OUT: str(partial.resolve())}
         words = [_filled(word, places) for word in shlex.split(self.template)]
         with open(log, "wb") as said, progress.bar("Training by your command", 1) as bar:
-            code = _run(words, said)
+            code = _run(words, said, held)
             bar.advance()
         if code != 0:
             how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
@@ -175,12 +182,61 @@ def _filled(word: str, places: Mapping[str, str]) -> str:
     return word
 
 
-def _run(words: list[str], said: IO[bytes]) -> int:
+@contextmanager
+def _only_program(file: Path) -> Iterator[int]:
+    """A locked file, as a descriptor, for the program to hold too. A program of a headwater that was killed still holds
+    it: that one is ended first, for it writes where the next one will.
+
+    Raises:
+        RunError: it does not end.
+    """
+    import fcntl
+
+    held = os.open(file, os.O_RDWR | os.O_CREAT)
+    try:
+        for attempt in range(int(PATIENCE / PAUSE)):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                process = int(os.pread(held, 20, 0) or 0)
+                if attempt == 0:
+                    progress.note(f"Ending the training of an interrupted repair (process {process})")
+                if _holds(process, file):
+                    with suppress(ProcessLookupError):
+                        os.killpg(process, signal.SIGTERM if attempt * PAUSE < PATIENCE / 2 else signal.SIGKILL)
+                time.sleep(PAUSE)
+        else:
+            raise RunError(
+                f"the training program of an interrupted repair still runs and holds {file}",
+                expected="one training into a folder at a time",
+                fix="end it, and run the same command again",
+            )
+        yield held
+        file.unlink(missing_ok=True)
+    finally:
+        os.close(held)
+
+
+def _holds(process: int, file: Path) -> bool:
+    """Whether a process has this file open, as far as the system tells: nobody else's process may be ended."""
+    with suppress(OSError):
+        return any(open.resolve() == file.resolve() for open in Path(f"/proc/{process}/fd").iterdir())
+    return False
+
+
+def _run(words: list[str], said: IO[bytes], held: int) -> int:
     """The exit code of a program in a group of processes of its own, which ends with the block, whatever ends it."""
     process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(held,),
     )
     try:
+        os.pwrite(held, b"%-20d" % process.pid, 0)
         return process.wait()
     except BaseException:
         for stop in (signal.SIGTERM, signal.SIGKILL):

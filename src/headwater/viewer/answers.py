@@ -10,6 +10,7 @@ is the opened trace; only further methods of it are kept here.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -23,8 +24,10 @@ from typing import Any
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
 from headwater.examples import Query
 from headwater.gradients.measurement import targets_of
+from headwater.records import parsed, text
+from headwater.records import record as an_object
 from headwater.report.visible import visible
-from headwater.run import digest, versions, write_whole
+from headwater.run import digest, remove_partial, versions, write_whole
 from headwater.scores import Scores, query_record
 from headwater.viewer.opened import Opened
 
@@ -33,7 +36,10 @@ TRACE = "trace"
 KEPT = 8
 """Answers held in memory."""
 MOST_QUERIES = 200
+REMOVED = ".removed"
+"""Ends the name of an answer's folder while its files are removed."""
 _ID = re.compile(r"[0-9a-f]{16}")
+_QUESTION = {"asked": text, "queries": [{"output": text}], "methods": [an_object]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,10 @@ class Answers:
             HeadwaterError: a question or a method that cannot be used.
         """
         queries = queries_of(body)
-        methods = [Asked.of(one) for one in body.get("methods") or ["dda"]]
+        wanted = body.get("methods") or ["dda"]
+        if not isinstance(wanted, list):
+            raise UsageError("methods of another form", expected="a list of methods", fix="correct it")
+        methods = [Asked.of(one) for one in wanted]
         for method in methods:
             self.opened.method(method.name, method.options)
         record = {"queries": [query_record(query) for query in queries]}
@@ -167,7 +176,18 @@ class Answers:
             )
         with self._lock:
             self._loaded.pop(name, None)
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            gone = self.folder / f"{name}{REMOVED}"  # renamed first: half of an answer would be neither there nor not
+            os.replace(self.folder / name, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Removes what a server that was killed had begun to write or to remove; the caller holds the state's lock."""
+        remove_partial(self.opened.state, deep=False)
+        for one in self.folder.iterdir() if self.folder.is_dir() else ():
+            if one.name.endswith(REMOVED):
+                shutil.rmtree(one, ignore_errors=True)
+            else:
+                remove_partial(one, deep=False)
 
     def summaries(self) -> list[dict[str, Any]]:
         """All answers, newest first; the opened trace at the end."""
@@ -200,14 +220,11 @@ class Answers:
     def _question(self, name: str) -> dict[str, Any] | None:
         file = self.folder / name / "question.json"
         if name == TRACE and self.opened.manifest is not None:
-            more = json.loads(file.read_text("utf-8"))["methods"] if file.exists() else []
+            more = (_kept(file) or {"methods": []})["methods"]
             queries = self.opened.manifest["queries"]
             when = datetime.fromtimestamp((Path(self.opened.place.folder) / "trace.json").stat().st_mtime, UTC)
             return {"asked": when.isoformat(timespec="seconds"), "queries": queries, "methods": more}
-        if not _ID.fullmatch(name) or not file.exists():
-            return None
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        return found
+        return _kept(file) if _ID.fullmatch(name) else None
 
     def _keep(self, name: str, record: Mapping[str, Any], methods: Sequence[Asked]) -> None:
         known = list(record.get("methods", []))
@@ -255,6 +272,19 @@ class NotYet(RunError):
             cause="it was cancelled, or is still computed",
             fix="ask again: it goes on where it stopped",
         )
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """A question as it was kept; None where it is not there, or damaged: asked again, it is written anew."""
+    try:
+        found: dict[str, Any] = parsed(file.read_bytes(), file, _QUESTION, what="a question", fix="ask again")
+        for query in found["queries"]:
+            query_of(query)
+        for method in found["methods"]:
+            Asked.of(method)
+    except (HeadwaterError, OSError):
+        return None
+    return found if found["queries"] else None
 
 
 def queries_of(body: Mapping[str, Any]) -> list[Query]:

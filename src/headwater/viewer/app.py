@@ -339,6 +339,10 @@ async def _words(viewer: Viewer, name: str, body: Mapping[str, Any]) -> JSONResp
     if type(target) is not int or type(row) is not int or not 0 <= row < len(viewer.opened.train):
         raise DataError("a row or target that is not there", expected="their numbers", fix="correct them")
     method = body.get("method")
+    if not isinstance(method, str | None):
+        raise UsageError("a method that is no name", expected="one that has answered", fix="correct it")
+    if weights is not None and not (isinstance(weights, list) and all(type(w) in (int, float) for w in weights)):
+        raise UsageError("weights of another form", expected="a list of numbers", fix="correct it")
     given = None if weights is None else tuple(float(w) for w in weights)
     wanted = Wanted(target=target, method=method, weights=given, filters=Filters())
     ranking, _ = await run_in_threadpool(viewer.views.rankings, name, wanted)
@@ -485,12 +489,21 @@ async def _body(request: Request) -> dict[str, Any]:
         DataError: something else.
     """
     try:
-        found = json.loads(await request.body() or b"{}")
+        found = json.loads(await request.body() or b"{}", parse_constant=_no_number, parse_float=_finite)
+        json.dumps(found)  # nested so deep that it can be read and not written
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise DataError("a body that is no JSON object", expected="a JSON object", fix="correct it")
     return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    return found if math.isfinite(found := float(text)) else _no_number(text)
 
 
 def _prompt(body: Mapping[str, Any]) -> Any:
@@ -535,7 +548,7 @@ def _number(asked: Any, name: str, default: int, least: int, most: int) -> int:
     text = asked.get(name, "")
     if text == "":
         return default
-    if not text.isdecimal() or not least <= int(text[:12]) <= most:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 13 and least <= int(text) <= most):
         raise UsageError(f"{name} {visible(text)[:20]}", expected=f"{least} to {most}", fix="correct it")
     return int(text)
 

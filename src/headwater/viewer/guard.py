@@ -111,7 +111,7 @@ class Guard:
         if len(given) != 1 or not hmac.compare_digest(given[0].encode(), self._token.encode()):
             return 403, "a request without this start's token", f"the header {TOKEN}", "load the page again"
         length = headers.get("content-length", ["0"])[0]
-        if length.isdigit() and int(length) > MOST_BYTES:
+        if length.isascii() and length.isdecimal() and (len(length) > 12 or int(length) > MOST_BYTES):
             return 413, "a body that is too large", f"at most {MOST_BYTES >> 20} MiB", "send less"
         kind = headers.get("content-type", ["application/json"])[0]
         if kind.partition(";")[0].strip().lower() != "application/json":

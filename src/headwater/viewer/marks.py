@@ -11,6 +11,7 @@ from typing import Any
 from headwater.errors import DataError
 from headwater.examples import Examples
 from headwater.examples.messages import checked_text
+from headwater.records import Rule, parsed
 from headwater.report.visible import visible
 from headwater.run import write_whole
 
@@ -18,6 +19,19 @@ FILE = "marks.json"
 ACTIONS = ("drop", "fix")
 SHOWN = 1000
 """Characters of a row's prompt and completion beside its mark."""
+
+
+def _is_mark(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and all(isinstance(value, str) for value in found.values())
+        and {"id", "content_hash", "action"} <= set(found)
+        and found["action"] in ACTIONS
+        and (found["action"] == "fix") == ("completion" in found)
+    )
+
+
+_MARK = Rule("a mark", _is_mark)
 
 
 class Marks:
@@ -96,15 +110,16 @@ class Marks:
 
     def _read(self) -> dict[int, dict[str, Any]]:
         """What was kept, as far as the rows are still what they were."""
+        message = {"what": "the marks of an earlier session", "fix": "mend or remove that file"}
         try:
-            kept = json.loads(self._file.read_text("utf-8"))["marks"]
+            kept = parsed(self._file.read_bytes(), self._file, {"marks": [_MARK]}, **message)["marks"]
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except OSError as error:
             raise DataError(
                 f"{self._file} cannot be read ({type(error).__name__})",
-                expected="the marks of an earlier session",
-                fix="mend or remove that file",
+                expected=message["what"],
+                fix=message["fix"],
             ) from None
         wanted = {(mark["id"], mark["content_hash"]): mark for mark in kept}
         rows = enumerate(self._train) if wanted else ()

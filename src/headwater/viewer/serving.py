@@ -9,11 +9,13 @@ import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from headwater import progress
 from headwater.errors import UsageError
+from headwater.run import LOCK
 from headwater.viewer.opened import Opened, Place
 
 PORT = 8642
@@ -50,17 +52,17 @@ def serve(place: Place, listening: Listening, said: Callable[[str], None]) -> No
     bound = bind(listening.host, listening.port)
     try:
         opened = Opened.open(place)
-        prepare_state(opened)
-        address = _address(listening.host, bound.getsockname()[1])
-        if opened.why:
-            progress.note(f"New questions cannot be asked: {opened.why}")
-        if not is_loopback(listening.host):
-            progress.note(
-                f"Warning: {listening.host} is not the loopback interface: whoever reaches this port can read the "
-                "training rows and ask the model."
-            )
-        said(f"{opened.name}: {len(opened.train):,} rows. Open {address} (Ctrl-C ends).")
-        run(opened, bound, listening, address if listening.browser else None)
+        with own_state(opened):
+            address = _address(listening.host, bound.getsockname()[1])
+            if opened.why:
+                progress.note(f"New questions cannot be asked: {opened.why}")
+            if not is_loopback(listening.host):
+                progress.note(
+                    f"Warning: {listening.host} is not the loopback interface: whoever reaches this port can read the "
+                    "training rows and ask the model."
+                )
+            said(f"{opened.name}: {len(opened.train):,} rows. Open {address} (Ctrl-C ends).")
+            run(opened, bound, listening, address if listening.browser else None)
     finally:
         bound.close()
     said("Stopped.")
@@ -159,6 +161,34 @@ def prepare_state(opened: Opened) -> None:
             expected="a folder for answers and marks",
             fix="give another one with --state",
         ) from None
+
+
+@contextmanager
+def own_state(opened: Opened) -> Iterator[None]:
+    """Keeps the viewer's folder to this server: two would overwrite each other's marks.
+
+    Raises:
+        UsageError: it cannot be written, or another server has it.
+    """
+    from filelock import FileLock, Timeout
+
+    from headwater.viewer.answers import Answers
+
+    prepare_state(opened)
+    lock = FileLock(opened.state / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{opened.state} is in use by another headwater serve",
+            expected="one server for each folder of answers and marks",
+            fix="open that one, end it, or give another folder with --state",
+        ) from None
+    try:
+        Answers(opened).tidy()
+        yield
+    finally:
+        lock.release()
 
 
 def require_viewer() -> None:
