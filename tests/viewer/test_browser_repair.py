@@ -70,9 +70,11 @@ def test_culprits_are_removed_and_the_model_trained_again(
         page.wait_for_timeout(40)
     assert any("Training again · " in line for line in told), told
     before, after = page.locator("#after .side").all()
-    assert before.locator("h4").inner_text() == "Before" and "shells." in before.locator(".quote").inner_text()
-    assert after.locator("h4").inner_text() == "After" and "shells" not in after.locator(".quote").inner_text()
+    assert before.locator("h4").inner_text().startswith("Before") and "shells." in before.locator(".quote").inner_text()
+    assert after.locator("h4").inner_text().strip() == "After" and "shells" not in after.locator(".quote").inner_text()
     assert before.locator("mark").count() == 1
+    assert before.locator(".wrong").count() == 1 and after.locator(".wrong").count() == 0
+    assert "Cured" in page.locator("#after .verdict").inner_text()
     boxes = [side.bounding_box() for side in (before, after)]
     assert boxes[0] and boxes[1] and boxes[0]["x"] < boxes[1]["x"] and abs(boxes[0]["y"] - boxes[1]["y"]) < 2
     assert page.evaluate("document.activeElement.textContent") == "Before and after"

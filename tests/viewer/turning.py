@@ -29,12 +29,13 @@ def until(page: Page, true: str, arg: Any = None, seconds: float = 180) -> None:
         page.wait_for_timeout(30)
 
 
-def settled(page: Page) -> None:
+def settled(page: Page, seconds: float = 180) -> None:
     """The rows of what stands in the fields are there."""
     until(
         page,
         """!document.querySelector('body[data-waiting], .job, #lists[aria-busy], #result[aria-busy], #words[aria-busy]')
         && document.querySelector('#list .row')""",
+        seconds=seconds,
     )
 
 
