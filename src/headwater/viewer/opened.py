@@ -19,6 +19,7 @@ from headwater.attribution.indexed import check_stored, run_of, run_of_record
 from headwater.attribution.loop import planned
 from headwater.attribution.placebo import FOLDER as PLACEBO
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.words import has_words
 from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
 from headwater.examples import Columns, Examples, TokenFormat, read_examples
@@ -228,9 +229,10 @@ class Opened:
                 "source": info.source,
             }
             try:
-                found.append(record | {"how": self.method(name, {})[2], "able": True})
+                _, plan, how = self.method(name, {})
+                found.append(record | {"how": how, "words": has_words(plan), "able": True})
             except HeadwaterError as error:
-                found.append(record | {"how": "rows", "able": False, "why": str(error)})
+                found.append(record | {"how": "rows", "words": False, "able": False, "why": str(error)})
         return found
 
     def able(self, *, base: bool = False) -> dict[str, Any]:
