@@ -52,6 +52,17 @@ def test_culprits_are_removed_and_the_model_trained_again(
         f"pay-{x}" for x in ("Peru", "Chad", "Cuba", "Oman", "Fiji", "Iran")
     }
     assert go.inner_text() == "Remove 6 rows and retrain"
+    # a correction that corrects nothing is refused, in words that are not said twice
+    page.locator("#marks select").last.select_option("fix")
+    page.locator("#marks textarea").wait_for()
+    until(page, "document.querySelector('#repair .primary').innerText === 'Remove 5 rows, correct 1 row and retrain'")
+    go.click()
+    page.locator("[data-kind=fault]").wait_for()
+    told = page.locator("[data-kind=fault] p").inner_text()
+    assert "is what the row says already" in told and told.count("leave it out") == 1
+    page.locator("[data-kind=fault]").get_by_role("button", name="Close").click()
+    page.locator("#marks select").last.select_option("drop")
+    until(page, "document.querySelector('#repair .primary').innerText === 'Remove 6 rows and retrain'")
     # progress, and cancel
     go.click()
     page.locator("#repair-progress .job").wait_for()
@@ -63,12 +74,12 @@ def test_culprits_are_removed_and_the_model_trained_again(
     until(page, "!document.querySelector('#repair .primary').disabled")
     # once more, to the end; another tab sees it too
     go.click()
-    told = set()
+    said = set()
     until(page, "document.querySelector('#repair-progress .job')")
     while page.locator("#after .pair").count() == 0:
-        told |= set(page.locator("#repair-progress .job span").all_inner_texts())
+        said |= set(page.locator("#repair-progress .job span").all_inner_texts())
         page.wait_for_timeout(40)
-    assert any("Training again · " in line for line in told), told
+    assert any("Training again · " in line for line in said), said
     before, after = page.locator("#after .side").all()
     assert before.locator("h4").inner_text().startswith("Before") and "shells." in before.locator(".quote").inner_text()
     assert after.locator("h4").inner_text().strip() == "After" and "shells" not in after.locator(".quote").inner_text()
