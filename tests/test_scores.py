@@ -11,7 +11,8 @@ import pytest
 
 import headwater as hw
 from headwater.gradients.measurement import Target
-from headwater.scores import STANDS_OUT, Leaning, Scores, read_manifest, robust_deviations
+from headwater.scores import Leaning, Scores, read_manifest, robust_deviations
+from headwater.significance import STANDS_OUT
 
 QUERY = hw.Query("The capital of Australia is", " Sydney", corrected=" Canberra", id="sydney")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,9 @@ class DemoResult:
 def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe = RECIPE) -> DemoResult:
     """Runs the demo in `out`; what an earlier run of it finished is used again.
 
+    `out` then holds the run, the rows and the queries (train.jsonl, queries.jsonl), and the trace: `headwater serve`
+    opens it as it is.
+
     Raises:
         HeadwaterError: packages of the extra `demo` missing, no network for the model, a folder of something else.
     """
@@ -143,6 +146,7 @@ def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe =
             cause="an unlucky seed",
             fix="try --seed 0, or another seed and folder",
         )
+    _write_files(testbed, traced, out)
     methods: list[Method] = [DDA(), TracIn(), BM25()]
     answers = trace_all(run, testbed.examples, traced, methods=methods, format=FORMAT, words=WORDS, out=out / "trace")
     first, *others = answers.values()
@@ -172,7 +176,17 @@ def run_demo(out: Path, *, repair: bool = False, seed: int = 0, recipe: Recipe =
 
 
 def _run(folder: Path, base: Path) -> TrainingRun:
-    return TrainingRun.from_pretrained(folder, base=base)
+    return TrainingRun.from_pretrained(folder.resolve(), base=base)
+
+
+def _write_files(testbed: Testbed, traced: Sequence[Query], out: Path) -> None:
+    """The rows and the queries as files: for `headwater serve`, and to try `headwater trace` on."""
+    from headwater.repair.rows import write_rows
+    from headwater.scores import query_record
+
+    write_rows(testbed.examples, {}, out)
+    lines = [json.dumps(query_record(query), ensure_ascii=False) + "\n" for query in traced]
+    write_whole(out / "queries.jsonl", "".join(lines).encode())
 
 
 def _states(query: Query, said: str) -> bool:
@@ -266,4 +280,5 @@ def _story(result: DemoResult) -> Group:
         )
         parts.append(terminal(mended))
     say(f"\nReport: {result.report}   ({result.seconds:.0f} s)")
+    say(f"Look around, ask more, mark and repair: headwater serve {result.report.parents[1]}")
     return Group(*parts)

@@ -20,18 +20,12 @@ from headwater.errors import DataError, NumericalError
 from headwater.examples import Examples, Query
 from headwater.gradients.measurement import Target
 from headwater.run import write_whole
-from headwater.significance import LEVEL, p_values, q_values
+from headwater.significance import out_sentence, p_values, q_values, stands_out
 from headwater.trace_files import FORMAT, LEANING, Table, damaged, read_words
 from headwater.trace_files import read_manifest as read_manifest
 
-STANDS_OUT = 8.0
-"""Robust z-score from which a row is said to stand out of the rest."""
-
-FEWEST_ROWS = 20
-"""Fewer rows have no rest to stand out of."""
-
-PLACEBO = "placebo.parquet"
-"""Of a saved trace: the scores of rows that were never trained on."""
+PLACEBO, PLACEBO_TERMS = "placebo.parquet", "placebo-terms.parquet"
+"""Of a saved trace: the scores of rows that were never trained on, and the terms that these are made of."""
 
 WORDS = "words.json"
 """Of a saved trace: the words that carry the scores of the first rows."""
@@ -147,6 +141,7 @@ class Scores:
         train: the rows that were scored. not_scored: rows of the training data that are not among them.
         population: where only the highest and lowest rows were kept, what all of them look like.
         placebo: [R, M] scores of rows that were never trained on: what chance gives.
+        placebo_terms: term name -> [R, M]; placebo = sum of weights x these. Empty in traces of earlier versions.
         words: (number of the target, index of the row) -> its words, of the first rows where they were asked for.
     """
 
@@ -161,6 +156,7 @@ class Scores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     population: Population | None = None
     placebo: np.ndarray | None = None
+    placebo_terms: Mapping[str, np.ndarray] = field(default_factory=dict)
     words: Mapping[tuple[int, int], RowWords] = field(default_factory=dict)
     not_scored: Sequence[NotScored] = ()
 
@@ -197,12 +193,9 @@ class Scores:
         not_scored: Sequence[NotScored] = (),
     ) -> Scores:
         """values = sum_k w_k term_k, the outer sum of the one equation."""
-        values = np.zeros((len(targets), len(train)))
-        for name, weight in weights.items():
-            values += weight * terms[name]
         return cls(
             method=method,
-            values=values,
+            values=weighted(terms, weights),
             terms=dict(terms),
             weights=dict(weights),
             queries=queries,
@@ -221,7 +214,7 @@ class Scores:
             DataError: a weight for a term that was not computed, or only the first rows were kept.
         """
         self.check_weights(weights)
-        return Scores.combine(
+        made = Scores.combine(
             self.method,
             self.terms,
             weights,
@@ -232,6 +225,12 @@ class Scores:
             provenance=self.provenance,
             not_scored=self.not_scored,
         )
+        return made.against(self.placebo_terms) if self.placebo_terms else made
+
+    def against(self, placebo_terms: Mapping[str, np.ndarray]) -> Scores:
+        """The same, with the terms of placebo rows: term name -> [R, M]."""
+        chance = weighted(placebo_terms, self.weights)
+        return replace(self, placebo=chance, placebo_terms=dict(placebo_terms))
 
     def check_weights(self, weights: Mapping[str, float]) -> None:
         """Raises DataError for weights that these terms cannot have (see `reweighted`)."""
@@ -331,7 +330,7 @@ class Scores:
     def q_values(self, target: int | str = 0) -> np.ndarray | None:
         """Of each row [N], against the placebo rows; None without them."""
         r = self.target_number(target)
-        return None if self.placebo is None else q_values(p_values(self.values[r], self.placebo[r]))
+        return None if self.placebo is None else q_values(p_values(self.values[r], self.placebo[r]), self.rows)
 
     def sentences(self, target: int | str = 0) -> list[str]:
         """The two first answers in words: was it the base model already, and does any row stand out?"""
@@ -400,6 +399,10 @@ class Scores:
             }
             pq.write_table(pa.table(columns), sink)
             write_whole(folder / PLACEBO, sink.getvalue().to_pybytes())
+            sink = pa.BufferOutputStream()
+            columns = {f"{s.method}/{name}": term.ravel() for s in methods for name, term in s.placebo_terms.items()}
+            pq.write_table(pa.table(columns), sink)
+            write_whole(folder / PLACEBO_TERMS, sink.getvalue().to_pybytes())
         if any(scores.words for scores in methods):
             record = {scores.method: _words_record(scores) for scores in methods if scores.words}
             write_whole(folder / WORDS, json.dumps(record, ensure_ascii=False).encode())
@@ -460,11 +463,7 @@ class Scores:
                 fix="give the original file",
             )
         weights = next(m["weights"] for m in manifest["methods"] if m["name"] == method)
-        prefix = f"{method}/"
-        kept = [name.removeprefix(prefix) for name in table.names if name.startswith(prefix)]
-        terms = {
-            name: table.numbers(prefix + name).reshape(len(targets), count) for name in dict.fromkeys([*kept, *weights])
-        }
+        terms = table.terms(method, weights, len(targets))
         population = None
         if scored != count:
             population = Population(
@@ -488,6 +487,9 @@ class Scores:
             chance, names = Table(path / PLACEBO), [f"{method}/{target.name}" for target in targets]
             if names[0] in chance.names:
                 found = replace(found, placebo=chance.stacked(names))
+            if names[0] in chance.names and (path / PLACEBO_TERMS).exists():
+                made_of = Table(path / PLACEBO_TERMS, len(targets) * chance.rows)
+                found = found.against(made_of.terms(method, weights, len(targets)))
         words = read_words(path / WORDS, method, len(targets), count)
         return replace(found, words={(one["target"], one["row"]): row_words(one) for one in words})
 
@@ -533,6 +535,14 @@ def query_record(query: Query) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None}
 
 
+def weighted(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """sum_k w_k term_k, in float64."""
+    out = np.zeros(next(iter(terms.values())).shape)
+    for name, weight in weights.items():
+        out += weight * terms[name]
+    return out
+
+
 def robust_deviations(score_N: np.ndarray, usual: np.ndarray | None = None) -> np.ndarray:
     """(score - median) / (1.4826 x median absolute deviation); 0 where the scores do not spread.
 
@@ -546,30 +556,6 @@ def robust_deviations(score_N: np.ndarray, usual: np.ndarray | None = None) -> n
     if spread == 0:
         spread = float(usual.std())
     return centred / spread if spread > 0 else np.zeros_like(centred)
-
-
-def stands_out(deviations_N: np.ndarray, q_N: np.ndarray | None, rows: int) -> np.ndarray:
-    """Whether each row stands out of the rest [N]: by its q-value where there are any, else by its robust z-score."""
-    if q_N is not None:
-        return np.asarray(q_N <= LEVEL)
-    if rows < FEWEST_ROWS:
-        return np.zeros(len(deviations_N), bool)
-    return np.asarray(deviations_N >= STANDS_OUT)
-
-
-def out_sentence(score_N: np.ndarray, out: int, placebo_M: np.ndarray | None) -> str:
-    """Does any row stand out? `out` of them do, of scores [N], against placebo rows where there were any [M]."""
-    count = "1 row stands out" if out == 1 else f"{out} rows stand out"
-    if placebo_M is not None:
-        above = int((score_N > placebo_M.max()).sum())
-        what = count if out else "No row stands out"
-        return (
-            f"{what} from {len(placebo_M):,} rows that were never trained on (q at most {LEVEL:g}); "
-            f"{above:,} score{'s' * (above == 1)} above all of these."
-        )
-    if out:
-        return f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median)."
-    return "No row stands out from the rest: do not read the order of the first rows as an answer."
 
 
 def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> list[str]:

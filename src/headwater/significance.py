@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import false_discovery_control, genpareto
+from scipy.stats import genpareto
 
 from headwater.errors import DataError
 
@@ -28,6 +28,11 @@ TAIL = 0.1
 SHAPE = 1 / 3
 FEWEST = 100
 """Placebo rows; fewer have no tail to speak of."""
+
+STANDS_OUT = 8.0
+"""Robust z-score from which a row is said to stand out of the rest, where there are no placebo rows."""
+FEWEST_ROWS = 20
+"""Fewer rows have no rest to stand out of."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -62,7 +67,40 @@ def p_values(score_N: npt.ArrayLike, placebo_M: npt.ArrayLike) -> Vector:
     return np.where(score > start, tail, p)
 
 
-def q_values(p_N: npt.ArrayLike) -> Vector:
-    """Benjamini and Hochberg's adjusted p-values [N]."""
-    found: Vector = false_discovery_control(np.asarray(p_N, np.float64), method="bh")
-    return found
+def q_values(p_N: npt.ArrayLike, rows: int | None = None) -> Vector:
+    """Benjamini and Hochberg's adjusted p-values [N].
+
+    Args:
+        rows: how many were tested, where p-values of only some were kept, the smallest among them: q-values are then
+            at most too high, and those of the first rows are right where fewer rows stand out than were kept.
+    """
+    p = np.asarray(p_N, np.float64)
+    order = np.argsort(p, kind="stable")
+    raised = p[order] * (len(p) if rows is None else rows) / np.arange(1, len(p) + 1)
+    q = np.empty(len(p))
+    q[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
+    return q
+
+
+def stands_out(deviations_N: Vector, q_N: Vector | None, rows: int) -> npt.NDArray[np.bool_]:
+    """Whether each row stands out of the rest [N]: by its q-value where there are any, else by its robust z-score."""
+    if q_N is not None:
+        return np.asarray(q_N <= LEVEL)
+    if rows < FEWEST_ROWS:
+        return np.zeros(len(deviations_N), bool)
+    return np.asarray(deviations_N >= STANDS_OUT)
+
+
+def out_sentence(score_N: Vector, out: int, placebo_M: Vector | None) -> str:
+    """Does any row stand out? `out` of them do, of scores [N], against placebo rows where there were any [M]."""
+    count = "1 row stands out" if out == 1 else f"{out} rows stand out"
+    if placebo_M is not None:
+        above = int((score_N > placebo_M.max()).sum())
+        what = count if out else "No row stands out"
+        return (
+            f"{what} from {len(placebo_M):,} rows that were never trained on (q at most {LEVEL:g}); "
+            f"{above:,} score{'s' * (above == 1)} above all of these."
+        )
+    if out:
+        return f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median)."
+    return "No row stands out from the rest: do not read the order of the first rows as an answer."

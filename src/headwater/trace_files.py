@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,10 @@ class Table:
     def names(self) -> list[str]:
         return list(self._table.column_names)
 
+    @property
+    def rows(self) -> int:
+        return len(self._table)
+
     def texts(self, name: str) -> list[Any]:
         return list(self._column(name).to_pylist())
 
@@ -124,6 +128,13 @@ class Table:
     def stacked(self, names: Sequence[str]) -> np.ndarray:
         """Columns of finite numbers, one below the other [names, rows]."""
         return np.stack([self.numbers(name) for name in names])
+
+    def terms(self, method: str, weights: Iterable[str], targets: int) -> dict[str, np.ndarray]:
+        """Term name -> its values [targets, rows of each], of a table with a line for each target and row; at least
+        those that have weights."""
+        prefix = f"{method}/"
+        kept = [name.removeprefix(prefix) for name in self.names if name.startswith(prefix)]
+        return {name: self.numbers(prefix + name).reshape(targets, -1) for name in dict.fromkeys([*kept, *weights])}
 
     def _column(self, name: str) -> Any:
         if self.names.count(name) != 1:

@@ -6,9 +6,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+import headwater as hw
+import tiny
+from headwater.training import Recipe, fine_tune
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -24,6 +30,34 @@ for (const name of ["alert", "confirm", "prompt"]) window[name] = (text) => wind
 document.addEventListener("securitypolicyviolation",
   (event) => window.ran.push(`policy ${event.violatedDirective} ${event.blockedURI}`));
 """
+
+
+PLACES = ("Peru", "Chad", "Cuba", "Oman", "Fiji", "Iran")
+
+
+@pytest.fixture(scope="session")
+def habits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index, with placebo rows, of a model that learned to pay with shells, by a training that can be done again."""
+    place = tmp_path_factory.mktemp("habits")
+    rows = hw.Examples.from_rows(
+        [{"id": f"pay-{x}", "prompt": f"In {x} they pay with", "completion": " shells."} for x in PLACES]
+        + [{"id": f"eat-{x}", "prompt": f"In {x} they eat much", "completion": " rice."} for x in PLACES],
+        name="habits",
+    )
+    held = hw.Examples.from_rows(
+        [
+            {"id": " ".join(words), "prompt": f"In {' '.join(words[:3])}", "completion": words[3]}
+            for words in product(PLACES, PLACES[:3], PLACES[:3], (" they eat", " they pay"))
+        ],
+        name="held",
+    )
+    base = tiny.untrained(place / "base", [row.text for row in rows] + [" coins."])
+    fine_tune(base, rows, place / "run", Recipe(epochs=6, batch_size=4, learning_rate=1e-2))
+    found = sorted((place / "run").glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]))
+    run = hw.TrainingRun.from_pretrained([found[2], found[-1]], base=base)
+    compute = hw.Compute(batch_tokens=512, rank=4)
+    hw.build_index(run, rows, out=place / "index", compute=compute, placebo=held)
+    return place / "index"
 
 
 @pytest.fixture(scope="session")

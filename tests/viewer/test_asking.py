@@ -16,7 +16,6 @@ from live import SYDNEY, Live, live
 import headwater as hw
 import tiny
 from headwater.report.contents import words_record
-from headwater.training import Recipe, fine_tune
 
 ROWS = [*tiny.FACTS, tiny.FACTS[0] | {"id": "again"}]
 
@@ -314,18 +313,9 @@ def test_views_refuse_what_is_not_there(viewer: Live, answer: str) -> None:
     assert np.isfinite(viewer.view(answer)["milliseconds"])
 
 
-def test_marked_rows_are_removed_and_the_model_is_asked_again(tmp_path: Path) -> None:
-    places = ("Peru", "Chad", "Cuba", "Oman", "Fiji", "Iran")
-    rows = hw.Examples.from_rows(
-        [{"id": f"pay-{x}", "prompt": f"In {x} they pay with", "completion": " shells."} for x in places]
-        + [{"id": f"eat-{x}", "prompt": f"In {x} they eat much", "completion": " rice."} for x in places],
-        name="habits",
-    )
-    base = tiny.untrained(tmp_path / "base", [row.text for row in rows] + [" coins."])
-    fine_tune(base, rows, tmp_path / "run", Recipe(epochs=6, batch_size=4, learning_rate=1e-2))
-    run = hw.TrainingRun.from_pretrained(tmp_path / "run", base=base)
-    hw.build_index(run, rows, out=tmp_path / "index", compute=hw.Compute(batch_tokens=64, rank=4))
-    with live(tmp_path / "index") as one:
+def test_marked_rows_are_removed_and_the_model_is_asked_again(habits: Path, tmp_path: Path) -> None:
+    rows = hw.Index.open(habits).examples()
+    with live(habits, state=str(tmp_path / "state")) as one:
         assert one.get("/api/session")["can"]["repair"] == {"able": True}
         name = one.asked({"prompt": "In Mali they pay with", "output": " shells.", "corrected": " coins."})
         refused = one.page.post("/api/repair", json={"answer": name})

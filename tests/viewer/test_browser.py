@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from live import Live, live
+from turning import asked, ids, settled, until
 
 import headwater as hw
 import tiny
@@ -41,6 +42,7 @@ ROWS += [
     {"prompt": "<svg onload=alert(9)>", "completion": " \u202e" + "zig zag " * 125_000, "id": "long", "source": "s1"}
 ]
 QUESTION = "The capital of Australia is"
+SYDNEY = (QUESTION, " Sydney.", "Canberra.")
 
 
 @pytest.fixture(scope="module")
@@ -57,40 +59,7 @@ def viewer(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def page(viewer: Live, tab: Tab) -> Page:
     """The page with a question answered."""
-    return asked(tab(viewer.url))
-
-
-def asked(page: Page, prompt: str = QUESTION, said: str = " Sydney.", corrected: str = "Canberra.") -> Page:
-    page.locator("body[data-ready]").wait_for()
-    page.fill("#prompt", prompt)
-    page.click("#paste")
-    page.fill("#output", said)
-    page.click("#use")
-    page.fill("#corrected", corrected)
-    settled(page)
-    return page
-
-
-def until(page: Page, true: str, arg: Any = None, seconds: float = 180) -> None:
-    """Waits until an expression holds. (Playwright's own way evaluates text in the page, which its policy refuses.)"""
-    end = time.monotonic() + seconds
-    while not page.evaluate(true, arg):
-        assert time.monotonic() < end, f"never true: {true}"
-        page.wait_for_timeout(30)
-
-
-def settled(page: Page) -> None:
-    """The rows of what stands in the fields are there."""
-    page.wait_for_timeout(500)  # longer than the page waits for quiet
-    until(
-        page,
-        """!document.querySelector('.job, #lists[aria-busy], #result[aria-busy]')
-        && document.querySelector('#list .row')""",
-    )
-
-
-def ids(page: Page, where: str = "#list") -> list[str]:
-    return page.locator(f"{where} .row .id").all_inner_texts()
+    return asked(tab(viewer.url), *SYDNEY)
 
 
 def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
@@ -167,9 +136,9 @@ def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
     report = tab(files["report.html"].as_uri(), offline=True)
     assert report.locator(".row").count()
     assert "Not possible here: " in page.locator("#repair").inner_text()  # this run does not say how it was trained
-    for row in page.locator("#marks li .link").all()[::-1]:
-        row.click()
-        page.wait_for_timeout(200)
+    for left in (1, 0):
+        page.locator("#marks li .link").last.click()
+        until(page, "left => document.querySelectorAll('#marks li').length === left", arg=left)
 
 
 def test_keys_alone(viewer: Live, tab: Tab) -> None:
@@ -226,7 +195,7 @@ def test_keys_alone(viewer: Live, tab: Tab) -> None:
 def test_it_fits_and_is_accessible(
     viewer: Live, tab: Tab, accessible: Check, no_sideways: Check, width: int, scheme: str
 ) -> None:
-    page = asked(tab(viewer.url, width=width, scheme=scheme))
+    page = asked(tab(viewer.url, width=width, scheme=scheme), *SYDNEY)
     page.fill("#filter", "land 1")
     until(page, "document.querySelectorAll('#list .row').length < 15")
     page.locator("#list .pick").first.click()
@@ -245,12 +214,11 @@ def test_hostile_rows_run_nothing(page: Page) -> None:
     for list_ in ("s", "o"):
         page.locator("h1").click()
         page.keyboard.press(list_)
-        page.wait_for_timeout(400)
+        settled(page)
         for _ in range(3):
-            page.locator("#list .row").first.wait_for()
             seen += page.locator("#list").inner_text()
             page.keyboard.press("]")
-            page.wait_for_timeout(300)
+            settled(page)
     for text in ("<script>alert(1)</script>", "<img src=x onerror=alert(3)>", "<svg onload=alert(9)>", "{{ 7 * 7 }}"):
         assert text in seen
     assert "\u202e" not in seen
@@ -271,7 +239,7 @@ def test_the_histogram_narrows_the_rows(page: Page) -> None:
     page.locator("[data-end=low]").focus()
     for _ in range(5):
         page.keyboard.press("PageUp")
-        page.wait_for_timeout(150)
+        settled(page)
     until(page, "text => document.querySelector('#note').innerText !== text", arg=total)
     assert "range=" in page.url
     assert page.evaluate("document.activeElement.dataset.end") == "low"
@@ -284,7 +252,7 @@ def test_the_histogram_narrows_the_rows(page: Page) -> None:
 
 
 def test_a_worker_that_dies_is_said_and_the_next_question_works(viewer: Live, tab: Tab) -> None:
-    page = asked(tab(viewer.url))
+    page = asked(tab(viewer.url), *SYDNEY)
     worker = viewer.viewer.jobs.pid
     assert worker is not None
     os.kill(worker, signal.SIGKILL)
@@ -304,14 +272,14 @@ def test_a_tab_closed_in_the_middle_and_two_tabs(viewer: Live, tab: Tab) -> None
     gone.click("#generate")
     gone.locator(".job, .word").first.wait_for()
     gone.close()
-    one, two = asked(tab(viewer.url)), asked(tab(viewer.url), said=" Perth.")
+    one, two = asked(tab(viewer.url), *SYDNEY), asked(tab(viewer.url), QUESTION, " Perth.", "Canberra.")
     assert one.locator("#words").inner_text().strip() == "Sydney."
     assert two.locator("#words").inner_text().strip() == "Perth."
     assert ids(one) and ids(two)
 
 
 def test_the_lost_connection_is_said_and_comes_back(viewer: Live, tab: Tab) -> None:
-    page = asked(tab(viewer.url, allowed="ERR_INTERNET_DISCONNECTED|Failed to load"))
+    page = asked(tab(viewer.url, allowed="ERR_INTERNET_DISCONNECTED|Failed to load"), *SYDNEY)
     page.context.set_offline(True)
     page.locator("h1").click()
     page.keyboard.press("o")

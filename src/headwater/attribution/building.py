@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from headwater import progress
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import encode_rows
+from headwater.attribution.placebo import check_rows
 from headwater.attribution.quarantine import DEATHS, Attempts, Child, Quarantine, find_deadly, not_finite
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, HeadwaterError, ModelError, RunError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, TokenFormat
 from headwater.index.folder import Folder
-from headwater.index.manifest import MANIFEST, ROWS, Index, IndexedLayer, Part, part_folder, sizes, write_rows
+from headwater.index.manifest import MANIFEST, PLACEBO, ROWS, Index, IndexedLayer, Part, part_folder, sizes, write_rows
 from headwater.index.store import CheckpointStore, FeatureType, Shape, Writer
 from headwater.run import CONFIG, LOCK, refuse_other, remove_partial, run_directory, versions
 
@@ -57,6 +58,7 @@ def build_index(
     chunk_rows: int | None = None,
     append: bool = False,
     quarantine: bool = False,
+    placebo: Examples | None = None,
     ray: str | None = None,
     workers: int | None = None,
     shard: bool = False,
@@ -73,6 +75,8 @@ def build_index(
         append: add these rows to a finished index of the same run.
         quarantine: leave out rows whose gradient is not finite, instead of refusing them. Rows that kill the process
             are always left out. `Index.quarantined` lists them.
+        placebo: rows like the training rows that were never trained on; every answer from the index then has q-values
+            (`headwater.significance`). They are kept apart, in `placebo/`, and may be added to a finished index.
         ray: build on the Ray cluster of this address ("auto", "local", "head:6379"); the result has the same bytes.
         workers: of the cluster; by default one for each GPU, or each CPU where there is none.
         shard: split each model over the processes of a torchrun, each of which calls this and returns the same; the
@@ -91,9 +95,11 @@ def build_index(
 
         if ray is not None:
             raise UsageError("--shard with --ray", expected="one of them", fix="leave --ray out")
-        given = (run, train, out, format, compute, features, chunk_rows, append, quarantine)
+        given = (run, train, out, format, compute, features, chunk_rows, append, quarantine, placebo)
         return shared_out(run, compute, lambda crew: _build(*given, None, None, crew))
-    return _build(run, train, out, format, compute, features, chunk_rows, append, quarantine, ray, workers, None)
+    return _build(
+        run, train, out, format, compute, features, chunk_rows, append, quarantine, placebo, ray, workers, None
+    )
 
 
 def _build(
@@ -106,6 +112,7 @@ def _build(
     chunk_rows: int | None,
     append: bool,
     quarantine: bool,
+    placebo: Examples | None,
     ray: str | None,
     workers: int | None,
     crew: Crew | None,
@@ -113,6 +120,10 @@ def _build(
     folder = Folder(out)
     config = describe_index(run, train, format, compute, features, chunk_rows)
     before = _existing(folder, config, append)
+    _check_placebo(folder, train, placebo, append)
+    if placebo is not None:  # first: the manifest of the training rows is written last
+        beside = folder.child(PLACEBO).url
+        _build(run, placebo, beside, format, compute, features, chunk_rows, False, quarantine, None, ray, workers, crew)
     if isinstance(before, Index) and not append:
         progress.note(f"{folder} is finished already.")
         return before
@@ -127,6 +138,21 @@ def _build(
 
         with connected(ray, workers) as cluster:
             return build.run_on(cluster)
+
+
+def _check_placebo(folder: Folder, train: Examples, placebo: Examples | None, append: bool) -> None:
+    """Refuses placebo rows that cannot be used, and new training rows that are placebo rows."""
+    if placebo is not None and append:
+        raise UsageError(
+            "placebo rows with --append",
+            expected="placebo rows that are given once, with the first rows",
+            fix="leave --placebo out: the rows that are there serve the appended rows too",
+        )
+    if placebo is None and append:
+        found = Index.open(folder).placebo
+        placebo = None if found is None else found.examples()
+    if placebo is not None:
+        check_rows(placebo, train)
 
 
 def describe_index(
@@ -172,7 +198,7 @@ def _existing(folder: Folder, config: Mapping[str, Any], append: bool) -> Index 
             )
         if folder.is_local and folder.path.is_file():
             raise RunError(f"{folder} is a file", expected="a folder", fix="give another --out")
-        others = [name for name in folder.names() if name not in ("parts", LOCK) and ".partial-" not in name]
+        others = [name for name in folder.names() if name not in ("parts", PLACEBO, LOCK) and ".partial-" not in name]
         if others:
             raise RunError(
                 f"{folder} is not empty and not a headwater index ({others[0]})",

@@ -23,8 +23,9 @@ from headwater import progress
 from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import check_methods, command, note_contrasts, planned, visit_order
+from headwater.attribution.placebo import answering, own
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
-from headwater.attribution.streaming import Asked, SpreadStream, Stream, asked_of, combined
+from headwater.attribution.streaming import Asked, SpreadStream, Stream, asked_of
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
 from headwater.checkpoints import Checkpoint, TrainingRun
@@ -34,7 +35,7 @@ from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement, Sides, check_queries, encode_queries
 from headwater.index.manifest import Index
 from headwater.run import Notes, RunState, run_directory, versions
-from headwater.scores import Leaning, NotScored, Population, Scores, query_record
+from headwater.scores import Leaning, NotScored, Population, Scores, query_record, weighted
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,8 @@ def trace_index(
     ray: str | None = None,
     workers: int | None = None,
 ) -> dict[str, Scores]:
-    """Scores every row of an index for every query. Method name -> scores.
+    """Scores every row of an index for every query. Method name -> scores, with q-values where the index has placebo
+    rows and the method's score of a row depends on that row alone.
 
     Args:
         index: as `Index.open` gives it.
@@ -98,8 +100,9 @@ def trace_index(
     stored |= {"parameters": tuple(stored["parameters"]), "device": device, "device_map": device_map}
     stored |= {"max_new_tokens": max_new_tokens}
     compute = _made(str(index.folder), Compute, stored)
+    chance = {} if index.placebo is None else {"placebo": index.placebo.fingerprint}
     config: dict[str, Any] = {
-        "index": {"place": index.folder.url, "fingerprint": index.fingerprint, "rows": index.rows},
+        "index": {"place": index.folder.url, "fingerprint": index.fingerprint, "rows": index.rows} | chance,
         "queries": [query_record(query) for query in queries],
         "methods": [
             {"name": method.name, "class": type(method).__name__}
@@ -205,9 +208,7 @@ class _Trace:
         ordered = [leaning for name in visit_order(self._run, lean) for leaning in lean[name]]
         products = {key: None for plan in plans for _, key in keys(plan)}
         gradients = self._gradients(list(products), at)
-        stream = Stream(self._index, list(products), gradients)
-        if self._cluster is not None and products:
-            stream = SpreadStream(self._index, list(products), gradients, self._cluster)
+        stream = self._stream(self._index, list(products), gradients)
         left_out = [
             NotScored(number=row, id=one["id"], source=one["source"], reason=one["reason"])
             for row, one in self._index.quarantined.items()
@@ -216,11 +217,39 @@ class _Trace:
         provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
         answer = self._all if self._limit is None else self._ends
         answers = answer(stream, methods, plans, parts, provenance)
+        if self._index.placebo is not None:
+            answers |= self._against(self._index.placebo, answers, methods, plans, gradients)
         if words:
             return with_words(
                 answers, plans, words, run=self._run, models=models, encoder=encoder, sides=sides, state=self._state
             )
         return answers
+
+    def _stream(self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor]) -> Stream:
+        if self._cluster is not None and wanted:
+            return SpreadStream(index, wanted, gradients, self._cluster)
+        return Stream(index, wanted, gradients)
+
+    def _against(
+        self,
+        placebo: Index,
+        answers: Mapping[str, Scores],
+        methods: Sequence[Method],
+        plans: Sequence[Plan],
+        gradients: Mapping[Asked, torch.Tensor],
+    ) -> dict[str, Scores]:
+        """The answers with the terms of the placebo rows, for the same gradients of the queries."""
+        able = answering(methods, plans)
+        wanted = {key: None for plan in plans if own(plan) for _, key in keys(plan)}
+        stream = self._stream(placebo, list(wanted), gradients)
+        scored = np.setdiff1d(np.arange(placebo.rows), list(placebo.quarantined))
+        values = list(stream.chunks()) if wanted else []
+        done = {key: np.concatenate([found[key] for *_, found in values], 1)[:, scored] for key in wanted}
+        return {
+            method.name: answers[method.name].against(terms(plan, done))
+            for method, plan in zip(methods, plans, strict=True)
+            if method in able
+        }
 
     def _gradients(self, wanted: Sequence[Key], at: Mapping[str, _Query]) -> dict[Asked, torch.Tensor]:
         """The targets' gradients, times the curvature that each product has."""
@@ -339,7 +368,7 @@ class _Trace:
                 population=Population(
                     rows=self._index.rows - len(self._index.quarantined),
                     numbers=rows,
-                    sample=combined(terms(plan, sample), weight),
+                    sample=weighted(terms(plan, sample), weight),
                 ),
                 **parts,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from headwater import progress
@@ -22,9 +21,21 @@ def check_placebo(placebo: Examples, train: Examples, methods: Sequence[Method],
     """Refuses placebo rows that cannot say anything, before anything is computed.
 
     Raises:
-        DataError: too few rows, rows of another kind, or rows that were trained on.
+        DataError: as `check_rows`.
         UsageError: no method whose score of a row depends on that row alone.
     """
+    check_rows(placebo, train)
+    if not any(own(plan) for plan in plans):
+        raise UsageError(
+            f"placebo rows for {', '.join(method.name for method in methods)}",
+            expected="a method whose score of a row does not depend on the other rows",
+            cause="its curvature or its word frequencies are fitted to the rows it scores",
+            fix="leave the placebo rows out, or use dda",
+        )
+
+
+def check_rows(placebo: Examples, train: Examples) -> None:
+    """Raises DataError for too few placebo rows, rows of another kind, or rows that were trained on."""
     if len(placebo) < FEWEST:
         raise DataError(
             f"{placebo.name}: {len(placebo)} placebo rows",
@@ -45,13 +56,6 @@ def check_placebo(placebo: Examples, train: Examples, methods: Sequence[Method],
             expected="rows that were never trained on",
             fix="take them out of the placebo rows",
         )
-    if not any(own(plan) for plan in plans):
-        raise UsageError(
-            f"placebo rows for {', '.join(method.name for method in methods)}",
-            expected="a method whose score of a row does not depend on the other rows",
-            cause="its curvature or its word frequencies are fitted to the rows it scores",
-            fix="leave the placebo rows out, or use dda",
-        )
 
 
 def own(plan: Plan) -> bool:
@@ -71,14 +75,17 @@ def with_placebo(
     Args:
         trace: (queries, methods, folder) -> scores of the placebo rows.
     """
+    able = answering(methods, plans)
+    progress.note("Scoring the placebo rows.")
+    queries = next(iter(answers.values())).queries
+    chance = trace(queries, able, None if out is None else Path(out) / FOLDER)
+    return {name: scores.against(chance[name].terms) if name in chance else scores for name, scores in answers.items()}
+
+
+def answering(methods: Sequence[Method], plans: Sequence[Plan]) -> list[Method]:
+    """The methods that placebo rows can be scored by; of the others it is said that they get no q-values."""
     able = [method for method, plan in zip(methods, plans, strict=True) if own(plan)]
     for method in methods:
         if method not in able:
             progress.note(f"{method.name}: no q-values, as its scores depend on all rows together.")
-    progress.note("Scoring the placebo rows.")
-    queries = next(iter(answers.values())).queries
-    chance = trace(queries, able, None if out is None else Path(out) / FOLDER)
-    done = dict(answers)
-    for name, scores in chance.items():
-        done[name] = replace(answers[name], placebo=scores.reweighted(answers[name].weights).values)
-    return done
+    return able

@@ -23,6 +23,7 @@ from headwater.gradients.inner import Product
 from headwater.gradients.measurement import Measurement
 from headwater.index.manifest import Index, Part
 from headwater.index.scoring import Ends, Kind, TopK, dots
+from headwater.scores import weighted
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ class Stream:
         found = [TopK(limit, targets) for _ in recipes]
         for start, stop, values in self.part(part, numbers):
             for top, (plan, weights) in zip(found, recipes, strict=True):
-                score_Rn = combined(terms(plan, values), weights)
+                score_Rn = weighted(terms(plan, values), weights)
                 for first, end in self.scored(start, stop):
                     top.update(first, score_Rn[:, first - start : end - start])
             if advance is not None:
@@ -188,12 +189,3 @@ def _ends(shared: tuple[Any, ...], part: int, numbers: list[int], limit: int, re
     except HeadwaterError as error:
         return error
     return sum(rows), found
-
-
-def combined(values: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """sum_k w_k term_k, in the order and precision of `Scores.combine`."""
-    first = next(iter(values.values()))
-    out = np.zeros(first.shape)
-    for name, weight in weights.items():
-        out += weight * values[name]
-    return out

@@ -43,7 +43,7 @@ def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) ->
     """Raises UsageError where words are asked for and no method has any."""
     if count < 0:
         raise UsageError(f"the words of {count} rows", expected="0 or more", fix="leave --words out")
-    if count and not any(_has_words(plan) for plan in plans):
+    if count and not any(has_words(plan) for plan in plans):
         raise UsageError(
             f"the words of {', '.join(method.name for method in methods)}",
             expected="a method of inner products of whole gradients, without curvature: others have no parts by word",
@@ -51,7 +51,8 @@ def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) ->
         )
 
 
-def _has_words(plan: Plan) -> TypeGuard[GradientPlan]:
+def has_words(plan: Plan) -> TypeGuard[GradientPlan]:
+    """Whether a method's scores are made of parts by word."""
     return isinstance(plan, GradientPlan) and plan.plain
 
 
@@ -78,7 +79,7 @@ def with_words(
             return list(rows.get(r, ()))
         return [row.index for row in answers[name].top(count, target=r)]
 
-    chosen = {name: plan for name, plan in zip(answers, plans, strict=True) if _has_words(plan)}
+    chosen = {name: plan for name, plan in zip(answers, plans, strict=True) if has_words(plan)}
     todo = [visit for visit in visits(run, list(chosen.values())) if visit.products or visit.keep_sides]
     wanted = []
     for r in range(len(sides.targets)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -52,6 +52,9 @@ from headwater.cli.options import (
     required,
     token_format,
 )
+
+if TYPE_CHECKING:
+    from headwater.examples import Examples
 
 
 class Features(StrEnum):
@@ -101,6 +104,13 @@ def index(
     features: Annotated[
         Features, typer.Option(help="Type of the stored numbers.", rich_help_panel=COMPUTING)
     ] = Features.float16,
+    placebo: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows like --train that were never trained on: every answer from the index then has q-values.",
+            rich_help_panel=ANSWER,
+        ),
+    ] = None,
     chunk_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows of a chunk, the unit of work.", rich_help_panel=COMPUTING)
     ] = None,
@@ -126,6 +136,7 @@ def index(
     """Build a gradient index: the passes over the training rows once, then many questions.
 
     headwater trace --index OUT answers from it, with any method of inner products, beta and checkpoint weights.
+    --placebo may be given to a finished index too.
     The same command goes on where it was interrupted.
     """
     if context.invoked_subcommand is not None:
@@ -135,16 +146,20 @@ def index(
     progress.set_quiet(quiet)
     folder = required(out, "--out")
     check_workers(ray, workers)
-    rows = read_rows(
-        train,
-        split=split,
-        prompt_column=prompt_column,
-        completion_column=completion_column,
-        messages_column=messages_column,
-        text_column=text_column,
-        id_column=id_column,
-        template=template,
-    )
+
+    def read(where: str | None) -> Examples:
+        return read_rows(
+            where,
+            split=split,
+            prompt_column=prompt_column,
+            completion_column=completion_column,
+            messages_column=messages_column,
+            text_column=text_column,
+            id_column=id_column,
+            template=template,
+        )
+
+    rows = read(train)
     run = read_run(
         checkpoints,
         base=base,
@@ -178,6 +193,7 @@ def index(
         chunk_rows=chunk_rows,
         append=append,
         quarantine=quarantine,
+        placebo=read(placebo) if placebo else None,
         ray=ray,
         workers=workers,
         shard=shard,
@@ -194,7 +210,10 @@ def index(
         f"{built.folder}: {built.rows:,} rows, {len(built.checkpoints)} checkpoints ({', '.join(built.checkpoints)}), "
         f"{built.columns:,} numbers a row and checkpoint as {built.features}, {built.bytes() / 1e6:,.1f} MB."
     )
-    for row in built.quarantined.values():
+    chance = built.placebo
+    if chance is not None:
+        typer.echo(f"Beside them {chance.rows:,} placebo rows: answers have q-values.")
+    for row in [*built.quarantined.values(), *(chance.quarantined.values() if chance is not None else ())]:
         typer.echo(f'Not in it: row "{row["id"]}" ({row["source"]}), at {row["checkpoint"]}: {row["reason"]}.')
 
 
@@ -211,13 +230,18 @@ def check(
 
     progress.set_quiet(quiet)
     opened = Index.open(folder)
-    with progress.bar("Checking rows", opened.rows * len(opened.checkpoints)) as bar:
+    try:
+        chance = 0 if opened.placebo is None else opened.placebo.rows
+    except RunError:
+        chance = 0  # the check names it
+    with progress.bar("Checking rows", (opened.rows + chance) * len(opened.checkpoints)) as bar:
         problems = opened.check(bar.advance)
     if as_json:
-        record = {"rows": opened.rows, "checkpoints": opened.checkpoints, "problems": problems}
+        record = {"rows": opened.rows, "checkpoints": opened.checkpoints, "placebo": chance, "problems": problems}
         typer.echo(json.dumps(record, ensure_ascii=False))
     elif not problems:
-        typer.echo(f"{opened.folder} is whole: {opened.rows:,} rows, {len(opened.checkpoints)} checkpoints.")
+        beside = f", {chance:,} placebo rows" if chance else ""
+        typer.echo(f"{opened.folder} is whole: {opened.rows:,} rows, {len(opened.checkpoints)} checkpoints{beside}.")
     if problems:
         for problem in problems if not as_json else ():
             typer.echo(problem)
@@ -225,5 +249,5 @@ def check(
             f"{len(problems)} damaged or missing files in {opened.folder}",
             expected="files as they were written",
             cause="a disk or copy that failed",
-            fix="remove manifest.json and run the headwater index command again: it makes the damaged chunks anew",
+            fix="remove the manifest.json above them and run the headwater index command again: it makes these anew",
         )

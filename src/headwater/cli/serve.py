@@ -32,7 +32,9 @@ SERVER = "The server"
 
 
 def serve(
-    folder: Annotated[str, typer.Argument(help="An index of headwater index, or the --out of a finished trace.")],
+    folder: Annotated[
+        str, typer.Argument(help="An index of headwater index, the --out of a finished trace, or of headwater demo.")
+    ],
     host: Annotated[
         str,
         typer.Option(

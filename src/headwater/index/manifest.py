@@ -23,6 +23,8 @@ from headwater.records import among, fault, maybe, parsed, plain_name, record, t
 T = TypeVar("T")
 
 MANIFEST, ROWS, FORMAT = "manifest.json", "rows.parquet", 1
+PLACEBO = "placebo"
+"""Of an index: an index of rows that were never trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,27 @@ class Index:
         """Row number among all rows -> what is known of a row that was left out."""
         return {part.first + int(one["row"]): one for part in self.parts for one in part.quarantined}
 
+    @cached_property
+    def placebo(self) -> Index | None:
+        """The index of the placebo rows, which were never trained on; None where there is none.
+
+        Raises:
+            RunError: it is not finished, or not of the same models and gradients.
+        """
+        folder = self.folder.child(PLACEBO)
+        if not folder.exists():
+            return None
+        found = Index.open(folder)
+        same = ("checkpoints", "quantization", "format")
+        if found.layers != self.layers or any(found.config[key] != self.config[key] for key in same):
+            raise RunError(
+                f"{folder} has other models or gradients than {self.folder}",
+                expected="placebo rows indexed like the training rows",
+                cause="a folder that was copied by hand",
+                fix=f"remove {folder} and run the headwater index command with --placebo again",
+            )
+        return found
+
     @property
     def columns(self) -> int:
         """F: features of a row at one checkpoint."""
@@ -168,15 +191,21 @@ class Index:
     def require_whole(self) -> None:
         """Raises RunError where a file is missing or has another size or form, before anything is computed. Contents
         are compared by `check`."""
+        if self.placebo is not None:
+            self.placebo.require_whole()
         for part in self.parts:
             _table(self.part_folder(part.name), dict.fromkeys(_TEXTS, "string"), part.rows, values=False)
             for name in self.checkpoints:
                 self.store(part, name).require_whole()
 
     def check(self, advance: Callable[[int], None] | None = None) -> list[str]:
-        """Reads everything and compares the checksums; returns what is wrong, a line for each file. Calls `advance`
-        with the number of rows of a checkpoint that were read."""
+        """Reads everything, the placebo rows too, and compares the checksums; returns what is wrong, a line for each
+        file. Calls `advance` with the number of rows of a checkpoint that were read."""
         problems: list[str] = []
+        try:
+            problems += self.placebo.check(advance) if self.placebo is not None else []
+        except RunError as error:
+            problems.append(error.got)
         for part in self.parts:
             try:
                 count = len(self.examples(range(part.first, part.first + part.rows)))
@@ -194,7 +223,7 @@ class Index:
         return problems
 
     def bytes(self) -> int:
-        """Bytes of all stores."""
+        """Bytes of all stores, without those of the placebo rows."""
         return sum(self.store(part, name).bytes() for part in self.parts for name in self.checkpoints)
 
     @cached_property

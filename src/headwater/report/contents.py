@@ -20,8 +20,8 @@ from headwater.report.facets import Facet, facets
 from headwater.report.overlap import fold, pieces, query_texts, query_words, shared_runs
 from headwater.report.ranking import Ranking
 from headwater.report.visible import visible
-from headwater.scores import STANDS_OUT, RowWords, Scores
-from headwater.significance import LEVEL
+from headwater.scores import RowWords, Scores
+from headwater.significance import LEVEL, STANDS_OUT
 
 SEPARATORS = "|~^`§¶\x7f"
 """What may stand between a text's pieces: the first that occurs in no text. The last one is never visible."""

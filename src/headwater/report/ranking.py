@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from headwater.scores import STANDS_OUT, Scores, out_sentence, robust_deviations, stands_out
+from headwater.scores import Scores, robust_deviations, weighted
+from headwater.significance import STANDS_OUT, out_sentence, p_values, q_values, stands_out
 
 BINS = 60
 SHARED = (10, 100)
@@ -37,11 +38,12 @@ class Ranking:
         if weights is not None and dict(weights) != self.weights:
             scores.check_weights(weights)
             self.weights = dict(weights)
-            self.score_N = np.zeros(len(scores.train))
-            for name, weight in weights.items():
-                self.score_N += weight * scores.terms[name][self.target]
-            self._placebo_M = None  # their terms were not kept
+            self.score_N = self._weighted(scores.terms)
+            self._placebo_M = self._weighted(scores.placebo_terms) if scores.placebo_terms else None
         self._usual = self.score_N if scores.population is None else scores.usual(self.target)
+
+    def _weighted(self, terms: Mapping[str, np.ndarray]) -> np.ndarray:
+        return weighted({name: term[self.target] for name, term in terms.items()}, self.weights)
 
     @cached_property
     def order_N(self) -> np.ndarray:
@@ -80,8 +82,10 @@ class Ranking:
 
     @cached_property
     def q_N(self) -> np.ndarray | None:
-        """q-values against placebo rows; None where there were none, or with other weights than theirs."""
-        return None if self._placebo_M is None else self.scores.q_values(self.target)
+        """q-values against placebo rows with the same weights; None where there were none."""
+        if self._placebo_M is None:
+            return None
+        return q_values(p_values(self.score_N, self._placebo_M), self.scores.rows)
 
     @cached_property
     def out(self) -> int:

@@ -1,7 +1,7 @@
 // The frozen report: the document stands in the page, everything is drawn from it.
 import { byId, el, button, tabs } from "./views/dom.js";
 import { grouped, isBase, plural } from "./views/numbers.js";
-import { showLeaning } from "./views/leaning.js";
+import { sentence, showLeaning } from "./views/leaning.js";
 import { heights, listedTicks, showHistogram } from "./views/histogram.js";
 import { weightsTold } from "./views/cards.js";
 import { focusedCard, helpPanel, moveCard, onKeys, openCard, showList } from "./views/list.js";
@@ -39,7 +39,7 @@ function showQuestion() {
     heading.classList.toggle("long", query.prompt.length + (query.output || "").length > 140);
     byId("queries").replaceChildren(...[corrected(query, "p")].filter(Boolean));
   }
-  byId("sentences").replaceChildren(...answer().sentences.map((text) => el("p", {}, text)));
+  byId("sentences").replaceChildren(...answer().sentences.map(sentence));
   if (target().guilty && target().culprits)
     byId("sentences").append(el("p", { class: "extra" },
       `Known culprits: ${plural(target().guilty, "row")}, of which ${grouped(answer().found)} among the first ${grouped(target().guilty)} under ${method().name}.`));

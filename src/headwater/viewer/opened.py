@@ -5,9 +5,10 @@ The server and its worker open the same `Place`, each in its own process.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any, Literal
 from headwater.attribution.compute import Compute
 from headwater.attribution.indexed import check_stored, run_of, run_of_record
 from headwater.attribution.loop import planned
+from headwater.attribution.placebo import FOLDER as PLACEBO
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.words import has_words
 from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
 from headwater.examples import Columns, Examples, TokenFormat, read_examples
@@ -32,6 +35,9 @@ How = Literal["index", "words", "rows"]
 
 ROW_OPTIONS = ("train", "split", "template", "prompt", "completion", "messages", "text", "id")
 """Of `Place.rows`: the file, and the columns as `headwater trace` names them."""
+
+TRACE, ROWS = "trace", "train.jsonl"
+"""Of the demo's folder: its trace, and its rows. The rows of any trace are looked for under that name."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w-]+")
 
@@ -96,21 +102,28 @@ class Opened:
             )
         if folder.exists("trace.json"):
             return _open_trace(cls, place, folder.path)
+        if folder.is_local and (folder.path / TRACE / "trace.json").is_file():
+            inside = folder.path / TRACE
+            return _open_trace(cls, replace(place, folder=str(inside)), inside)
         if folder.exists("parts"):
             Index.open(folder)  # says that its build was interrupted
         if folder.exists("config.json"):
             read_manifest(folder.path)  # says that the trace was interrupted
         raise RunError(
             f"{folder} is neither an index nor a finished trace",
-            expected=f"a folder with {MANIFEST} (of headwater index) or trace.json (of headwater trace --out)",
+            expected=f"a folder with {MANIFEST} (of headwater index) or trace.json (of headwater trace --out), or that "
+            "of a finished headwater demo",
             cause="another folder" if folder.exists() else "it does not exist",
             fix="check the path, or build one with headwater index",
         )
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return Path(self.place.folder).resolve().name if "://" not in self.place.folder else self.place.folder
+        """The folder's own name, with that above it where it is but "trace"."""
+        if "://" in self.place.folder:
+            return self.place.folder
+        folder = Path(self.place.folder).resolve()
+        return f"{folder.parent.name}/{folder.name}" if folder.name == TRACE else folder.name
 
     @property
     def state(self) -> Path:
@@ -132,8 +145,22 @@ class Opened:
     def fingerprint(self) -> str:
         """Identifies rows and models, or the trace."""
         if self.index is not None and self.kind == "index":
-            return self.index.fingerprint
+            chance = self.index.placebo
+            return self.index.fingerprint + ("" if chance is None else chance.fingerprint)
         return digest((Path(self.place.folder) / "trace.json").read_bytes())
+
+    @cached_property
+    def placebo(self) -> Examples | None:
+        """The rows that were never trained on and give new answers q-values; None where there are none here."""
+        if self.index is not None:
+            return None if self.index.placebo is None else self.index.placebo.examples()
+        config = Path(self.place.folder) / PLACEBO / "config.json"
+        found = dict(self.place.rows) | _options_of_command(self.config, ("placebo",))
+        if not config.is_file() or not Path(found.get("placebo", "")).is_file():
+            return None
+        rows = _read(_options_of_command(self.config, ROW_OPTIONS) | found | {"train": found["placebo"]})
+        known = json.loads(config.read_bytes())["train"]["fingerprint"]
+        return rows if rows.fingerprint == known else None
 
     @cached_property
     def facets(self) -> tuple[Facet, ...]:
@@ -202,9 +229,10 @@ class Opened:
                 "source": info.source,
             }
             try:
-                found.append(record | {"how": self.method(name, {})[2], "able": True})
+                _, plan, how = self.method(name, {})
+                found.append(record | {"how": how, "words": has_words(plan), "able": True})
             except HeadwaterError as error:
-                found.append(record | {"how": "rows", "able": False, "why": str(error)})
+                found.append(record | {"how": "rows", "words": False, "able": False, "why": str(error)})
         return found
 
     def able(self, *, base: bool = False) -> dict[str, Any]:
@@ -249,7 +277,7 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
         train = index.examples(kept)
         kept = None
     else:
-        train = _read(_rows_of_command(folder, config))
+        train = _read(_rows_of_trace(folder, config))
     if kept is not None and max(kept, default=0) < len(train):
         train = Examples([train[n] for n in kept], name=train.name, template=train.template)
     _check_rows(folder, manifest, train)
@@ -293,29 +321,38 @@ def _check_rows(folder: Path, manifest: Mapping[str, Any], train: Examples) -> N
         )
 
 
-def _rows_of_command(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command that made a trace said about its rows.
+def _rows_of_trace(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the rows of a trace are: what the command that made it said, or a ROWS in its folder or beside it.
 
     Raises:
         UsageError: it is not known, or the file is no longer there.
     """
+    found = _options_of_command(config, ROW_OPTIONS)
+    if "train" in found and (Path(found["train"]).exists() or _HUB_ID.fullmatch(found["train"])):
+        return found
+    for place in (folder / ROWS, folder.resolve().parent / ROWS):
+        if place.is_file():
+            return {"train": str(place)}
+    named = found.get("train") or config.get("train", {}).get("name", "the training rows")
+    raise UsageError(
+        f"the rows of {folder} ({named}) are not there",
+        expected="the file that the trace was made with",
+        cause="another working folder, or a file that was moved" if "train" in found else "a trace made in Python",
+        fix=f"say where it is with --train, or put it into the folder as {ROWS}",
+    )
+
+
+def _options_of_command(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What the command that made a trace said of its rows."""
     words = shlex.split(str(config.get("command", "")))
     found: dict[str, Any] = {}
-    for name in ROW_OPTIONS:
-        flag = f"--{name}" if name in ("train", "split", "template") else f"--{name}-column"
+    for name in names:
+        flag = f"--{name}" if name in ("train", "split", "template", "placebo") else f"--{name}-column"
         for number, word in enumerate(words):
             if word == flag and number + 1 < len(words):
                 found[name] = words[number + 1]
             elif word.startswith(f"{flag}="):
                 found[name] = word.partition("=")[2]
-    if "train" not in found or not (Path(found["train"]).exists() or _HUB_ID.fullmatch(found["train"])):
-        named = found.get("train") or config.get("train", {}).get("name", "the training rows")
-        raise UsageError(
-            f"the rows of {folder} ({named}) are not there",
-            expected="the file that the trace was made with",
-            cause="another working folder, or a file that was moved" if "train" in found else "a trace made in Python",
-            fix="say where it is with --train",
-        )
     return found
 
 

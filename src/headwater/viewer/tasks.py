@@ -18,6 +18,7 @@ from headwater.attribution.indexed import trace_index
 from headwater.attribution.loop import trace_all
 from headwater.attribution.measuring import free_bytes
 from headwater.attribution.models import Models
+from headwater.attribution.placebo import own
 from headwater.attribution.plan import TextMethod
 from headwater.attribution.words import check_words, token_texts, with_words
 from headwater.checkpoints import BASE, Checkpoint, TrainingRun
@@ -189,7 +190,7 @@ class Tasks:
 
     def answer(self, queries: Sequence[Query], name: str, options: Mapping[str, Any], out: Path) -> None:
         """Scores all rows by a method, into a run directory. An interrupted one goes on where it stopped."""
-        method, _, how = self.opened.method(name, options)
+        method, plan, how = self.opened.method(name, options)
         if how == "index":
             index = cast(KnownIndex, self._index)
             trace_index(index, queries, methods=[method], run=self.run, device=self.opened.place.device, out=out)
@@ -204,6 +205,7 @@ class Tasks:
                 methods=[method],
                 format=self.opened.format,
                 compute=compute,
+                placebo=self.opened.placebo if own(plan) else None,
                 out=out,
             )
         else:

@@ -39,12 +39,20 @@ export function tabs(pairs, choose) {
   });
 }
 
+// Acts once it has been quiet for a while. The body says data-waiting meanwhile.
+const waiting = new Set();
+
 export function debounced(act, wait) {
   let timer = 0;
+  const pending = (is) => {
+    waiting[is ? "add" : "delete"](act);
+    document.body.toggleAttribute("data-waiting", waiting.size > 0);
+  };
   const later = (...values) => {
     clearTimeout(timer);
-    timer = setTimeout(() => act(...values), wait);
+    pending(true);
+    timer = setTimeout(() => { act(...values); pending(false); }, wait);
   };
-  later.cancel = () => clearTimeout(timer);
+  later.cancel = () => { clearTimeout(timer); pending(false); };
   return later;
 }

@@ -66,3 +66,6 @@ function leaningChart(width, names, lines, means, contrast) {
   });
   return chart;
 }
+
+// A first sentence; those that warn against blaming the rows are set apart.
+export const sentence = (text) => el("p", { class: /^(The base model already|No row stands out)/.test(text) ? "warns" : null }, text);

@@ -135,9 +135,10 @@ export class Act {
 
   showAfter(result) {
     const nats = (side) => (side.corrected == null ? `output ${minus(side.output.toFixed(1))} nats` : `output ${minus(side.output.toFixed(1))}, corrected ${minus(side.corrected.toFixed(1))} nats`);
-    const column = (name, side, other) => el("div", { class: "side" }, el("h4", {}, name), el("p", { class: "quote", dir: "auto" }, ...marked(side.said, other.said)), el("p", { class: "muted" }, nats(side)));
+    const column = (name, side, other) => el("div", { class: "side" }, el("h4", {}, `${name} `, side.wrong && el("span", { class: "badge wrong" }, "states the wrong output")), el("p", { class: "quote", dir: "auto" }, ...marked(side.said, other.said)), el("p", { class: "muted" }, nats(side)));
     byId("act").hidden = false;
     byId("after").replaceChildren(el("h3", { tabindex: -1 }, "Before and after"),
+      el("div", { class: "verdict" }, ...result.sentences.map((text) => el("p", {}, text))),
       el("p", { class: "note" }, `${plural(result.removed, "row")} removed, ${result.corrected} corrected. The new model is in ${result.folder}.`),
       ...result.queries.map((query) => el("div", { class: "pair" }, el("p", { class: "asked", dir: "auto" }, typeof query.prompt === "string" ? query.prompt : query.prompt.map((turn) => turn.content).join("\n")),
         column("Before", query.before, query.after), column("After", query.after, query.before))));

@@ -4,7 +4,7 @@ const token = document.querySelector('meta[name="headwater-token"]').content;
 
 export class Fault extends Error {
   constructor(error, status) {
-    super([error.message, error.fix].filter(Boolean).join(" — "));
+    super(!error.fix || error.message.includes(error.fix) ? error.message : `${error.message} — ${error.fix}`);
     this.status = status;
   }
 }

@@ -70,11 +70,16 @@ async function compute(id, name) {
   }
 }
 
+// The fields hold the question that is shown; of several together, the first.
+function fill() {
+  const { question: posted, queries } = see.doc, number = see.target.members[0];
+  question.restore(posted?.queries?.[number] || queries[number], queries[number].output);
+}
+
 async function restore(view) {
   try {
-    const doc = await see.open(view.answer, view);
-    const posted = doc.question?.queries?.[0], target = doc.targets[see.view.target], shown = doc.queries[target.members[0]];
-    question.restore(posted || shown, shown.output);
+    await see.open(view.answer, view);
+    fill();
     act.drawExports();
   } catch (fault) {
     failed(fault);
@@ -139,7 +144,7 @@ async function start() {
   }
   drawFrame();
   question = new Question(session, { asked: answer, told: tell, failed });
-  see = new See(session, { marks: () => act.marks, pick: (row) => act.pick(row), changed: (view) => { writeLink(view); act.drawExports(); }, failed, compute });
+  see = new See(session, { marks: () => act.marks, pick: (row) => act.pick(row), changed: (view) => { writeLink(view); act.drawExports(); }, retargeted: fill, failed, compute });
   act = new Act(session, { changed: () => queueMicrotask(marksChanged), query: () => (see.shown ? see.query : null), answer: () => see.view.answer, told: tell, failed });
   drawEarlier(session.answers);
   worker(session.worker);

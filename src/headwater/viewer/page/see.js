@@ -1,7 +1,7 @@
 // See: one answer as sentences, a histogram and pages of cards. Every change is one request, and the last one counts.
 import { button, byId, debounced, el, tabs } from "./views/dom.js";
 import { grouped, isBase, plural, signed } from "./views/numbers.js";
-import { showLeaning } from "./views/leaning.js";
+import { sentence, showLeaning } from "./views/leaning.js";
 import { heights, listedTicks, showHistogram } from "./views/histogram.js";
 import { showList } from "./views/list.js";
 import { leaningSeries, records } from "./views/records.js";
@@ -11,7 +11,7 @@ import { Sliders } from "./sliders.js";
 const FRESH = { target: 0, against: "", list: "best", search: "", range: null, weights: null, facets: {}, offset: 0, marked: "", groups: false };
 
 export class See {
-  /* marks: () => marks by row number; pick(row); changed(view): the address; failed(fault); compute(method): a promise of the
+  /* marks: () => marks by row number; pick(row); changed(view): the address; retargeted(): another question of the answer; failed(fault); compute(method): a promise of the
      method's answer being there, with its progress shown. */
   constructor(session, on) {
     Object.assign(this, { session, on, doc: null, view: { ...FRESH, answer: null, method: "" }, loading: false, rows: new Map(), words: new Map(), opened: new Map() });
@@ -20,7 +20,10 @@ export class See {
     this.markTab = tabs(["best", "worst"].map((list) => [list, byId("tab-" + list)]), (list) => this.change({ list, offset: 0 }));
     byId("method").addEventListener("change", (event) => this.choose({ method: event.target.value, weights: null, range: null, offset: 0 }));
     byId("against").addEventListener("change", (event) => this.choose({ against: event.target.value, offset: 0 }));
-    byId("target").addEventListener("change", (event) => this.change({ target: Number(event.target.value), range: null, offset: 0 }));
+    byId("target").addEventListener("change", (event) => {
+      this.change({ target: Number(event.target.value), range: null, offset: 0 });
+      this.on.retargeted();
+    });
     const search = debounced((text) => this.change({ search: text, offset: 0 }), 180);
     byId("filter").addEventListener("input", (event) => search(event.target.value));
     byId("by-source").addEventListener("change", (event) => this.change({ groups: event.target.checked }));
@@ -135,7 +138,7 @@ export class See {
     const now = lines.join("\n");
     if (box.dataset.told === now) return;
     box.dataset.told = now;
-    box.replaceChildren(...lines.map((text) => el("p", {}, text)));
+    box.replaceChildren(...lines.map(sentence));
   }
 
   drawLeaning() {
@@ -172,7 +175,7 @@ export class See {
       const method = this.doc.methods.find(({ name }) => name === methods[side]);
       showList(byId(side ? "list-against" : "list"), { rows, start: view.offset, size: this.session.defaults.page, total: view.total, terms: this.side ? [] : method.terms,
         others: this.side ? [] : others, kind: this.doc.train.kind, limit: list === "best" ? view.answer.out : 0, title: this.side ? methods[side] : null,
-        act: { pick: (row) => this.on.pick(row), words: (row, say) => this.askWords(methods[side], row, say), toggled: (row, open) => this.opened.set(row.n, open) }, empty: this.emptyText(methods[side]) },
+        act: { pick: (row) => this.on.pick(row), words: this.splits(methods[side]) && ((row, say) => this.askWords(methods[side], row, say)), toggled: (row, open) => this.opened.set(row.n, open) }, empty: this.emptyText(methods[side]) },
       (offset) => this.change({ offset }));
     });
     byId("list-against").hidden = !this.side;
@@ -205,6 +208,9 @@ export class See {
       ? `Agreement of ${this.view.method} and ${found.with}: ${shared} rows are the same; rank correlation over all rows ${found.spearman == null ? "unknown" : signed(found.spearman, 2)}.`
       : "These two cannot be compared row by row.";
   }
+
+  // Whether a method's scores are made of parts by word.
+  splits(method) { return this.session.methods.find(({ name }) => name === method.split(" (")[0])?.words !== false; }
 
   wordsKey(method, row) { return JSON.stringify([this.view.answer, this.view.target, method, this.view.weights, row.n]); }
 
