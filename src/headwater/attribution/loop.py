@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -358,7 +358,7 @@ class _Loop:
                 for number, block in enumerate(blocks[space]):
                     piece = _sides_name(name, number, space, dense)
                     if self.state.load(piece) is None:
-                        part = _part(sides, block)
+                        part = sides.part(block)
                         self.state.save(piece, self._side_gradients(loaded(), part, space, dense).arrays())
             for (space, _), group in groups.items():
                 share = bar.scaled(1 / len(blocks[space]))
@@ -390,7 +390,7 @@ class _Loop:
         parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
         for number, block in enumerate(blocks):
             stem = f"{name}/gradients{own}-{number:03d}"
-            part = _part(sides, block)
+            part = sides.part(block)
             if passes.finished(stem, self.rows, self.state):
                 found = passes.run_chunks(stem, self.rows, self.state, None, bar)
             else:
@@ -407,7 +407,7 @@ class _Loop:
             if "contractions" not in self.notes:
                 progress.note(sentence[0].upper() + sentence[1:] + ".")
             self.notes["contractions"] = self.notes.get("contractions", {}) | {stem: sentence}
-            parts.append((_target_numbers(sides, part), found))
+            parts.append((sides.numbers(part), found))
         for product in products:
             full = np.zeros((len(sides.targets), len(self.train)))
             for numbers, found in parts:
@@ -582,30 +582,6 @@ def _passes(visit: Visit, sides: Sides) -> int:
 def _sides_name(at: str, block: int, space: Space, dense: bool) -> str:
     own = "" if space == PLAIN and not dense else f"-{digest(repr((space, dense)).encode())[:12]}"
     return f"{at}/sides{own}-{block:03d}"
-
-
-def _part(sides: Sides, block: Sequence[int]) -> Sides:
-    """The sides of some queries, and the targets made of them alone."""
-    if len(block) == len(sides.output_Q):
-        return sides
-    number = {q: i for i, q in enumerate(block)}
-    encoded: list[Encoded] = []
-    outputs, corrected = [], []
-    for q in block:
-        outputs.append(len(encoded))
-        encoded.append(sides.encoded[sides.output_Q[q]])
-        corrected.append(len(encoded) if sides.corrected_Q[q] >= 0 else -1)
-        if sides.corrected_Q[q] >= 0:
-            encoded.append(sides.encoded[sides.corrected_Q[q]])
-    targets = [
-        replace(t, members=tuple(number[q] for q in t.members)) for t in sides.targets if set(t.members) <= set(block)
-    ]
-    return Sides(tuple(encoded), tuple(outputs), tuple(corrected), tuple(targets))
-
-
-def _target_numbers(sides: Sides, part: Sides) -> list[int]:
-    names = [target.name for target in sides.targets]
-    return [names.index(target.name) for target in part.targets]
 
 
 def command() -> dict[str, str]:

@@ -66,6 +66,31 @@ class Sides:
                     sides_RS[r, self.corrected_Q[q]] -= 1
         return sides_RS
 
+    def part(self, queries: Sequence[int]) -> Sides:
+        """The sides of some queries, by number, and the targets made of them alone."""
+        if len(queries) == len(self.output_Q):
+            return self
+        number = {q: i for i, q in enumerate(queries)}
+        encoded: list[Encoded] = []
+        outputs, corrected = [], []
+        for q in queries:
+            outputs.append(len(encoded))
+            encoded.append(self.encoded[self.output_Q[q]])
+            corrected.append(len(encoded) if self.corrected_Q[q] >= 0 else -1)
+            if self.corrected_Q[q] >= 0:
+                encoded.append(self.encoded[self.corrected_Q[q]])
+        targets = [
+            replace(t, members=tuple(number[q] for q in t.members))
+            for t in self.targets
+            if set(t.members) <= set(queries)
+        ]
+        return Sides(tuple(encoded), tuple(outputs), tuple(corrected), tuple(targets))
+
+    def numbers(self, part: Sides) -> list[int]:
+        """The numbers, among these targets, of a part's targets."""
+        names = [target.name for target in self.targets]
+        return [names.index(target.name) for target in part.targets]
+
 
 def encode_queries(queries: Sequence[Query], encoder: Encoder) -> Sides:
     """Tokens of the sides, and the targets: one for each query and one for each group of several queries.
