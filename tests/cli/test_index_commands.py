@@ -74,6 +74,22 @@ def test_rows_are_appended(index: Path, given: list[str], tmp_path: Path) -> Non
     assert "chad" in {row["id"] for row in top} and len(top) == opened.rows
 
 
+def test_placebo_rows_are_added_and_give_q_values(index: Path, given: list[str], tmp_path: Path) -> None:
+    shutil.copytree(index, tmp_path / "index")
+    held = [{"prompt": f"The capital of land {n} is", "completion": f" City {n % 7}."} for n in range(100)]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    same = [*given, "--rank", 4, "--features", "float32", "--chunk-rows", 5, "--out", tmp_path / "index", "--quiet"]
+    done = headwater("index", *same, "--placebo", tmp_path / "held.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(tiny.FACTS)} rows" in done.stdout and "100 placebo rows" in done.stdout
+    found = headwater("trace", "--index", tmp_path / "index", *QUESTION, "--json", "--quiet", "--top", 99)
+    answer = json.loads(found.stdout)["targets"][0]["methods"]["dda"]
+    assert "100 rows that were never trained on" in answer["sentences"][-1]
+    assert all(0 <= row["q_value"] <= 1 for row in answer["top"]) and len(answer["top"]) == len(tiny.FACTS)
+    whole = headwater("index", "check", tmp_path / "index", "--quiet")
+    assert whole.returncode == 0 and "100 placebo rows" in whole.stdout
+
+
 def test_check_finds_a_flipped_bit(index: Path, tmp_path: Path) -> None:
     whole = headwater("index", "check", index, "--quiet")
     assert (whole.returncode, whole.stderr) == (0, "") and "is whole" in whole.stdout

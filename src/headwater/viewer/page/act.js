@@ -15,7 +15,7 @@ export class Act {
   constructor(session, on) {
     Object.assign(this, { session, on, marks: session.marks, job: null });
     this.able = null;
-    new IntersectionObserver(([act]) => byId("dock").classList.toggle("away", act.isIntersecting)).observe(byId("act"));
+    new IntersectionObserver((seen) => byId("dock").classList.toggle("away", seen.at(-1).isIntersecting)).observe(byId("act"));
     this.set(session.marks);
     const last = session.jobs.filter(({ kind }) => kind === "repair").at(-1);
     if (last && last.state === "done") this.showAfter(last.result);
