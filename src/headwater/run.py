@@ -202,10 +202,11 @@ def _ours(file: Path) -> bool:
 
 
 def refuse_other(folder: object, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises RunError, showing the difference, where a folder was made with another configuration."""
-    if found != wanted:
+    """Raises RunError, showing the difference, where a folder was made with another configuration. What is missing is
+    None: an option that is newer than the folder."""
+    if difference := _difference(found, wanted):
         raise RunError(
-            f"{folder} was made with other arguments: {_difference(found, wanted)}",
+            f"{folder} was made with other arguments: {difference}",
             expected="the same arguments to go on with it",
             fix="give another --out, or remove this folder",
         )

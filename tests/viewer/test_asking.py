@@ -172,8 +172,10 @@ def test_a_group_is_answered_together(viewer: Live) -> None:
         ("q1", "query"), ("q2", "query"), ("sydney", "group"),
     ]  # fmt: skip
     assert document["order"] == [2, 0, 1]
-    one, two, both = ({e[0]: e[2] for e in viewer.view(name, target=r, limit=200)["answer"]["best"]} for r in range(3))
-    assert both.keys() == one.keys() == two.keys()
+    twins = {len(tiny.FACTS): 0}  # rows that say the same are one card: of the one that rounding put first
+    shown = [viewer.view(name, target=r, limit=200)["answer"]["best"] for r in range(3)]
+    one, two, both = ({twins.get(entry[0], entry[0]) for entry in entries} for entries in shown)
+    assert one == two == both == set(range(len(tiny.FACTS)))
     assert viewer.get("/api/answers")[0]["group"] == "sydney"
 
 
