@@ -63,7 +63,7 @@ def test_what_goes_wrong_is_said_once(run_folder: Path, rows: Path, tmp_path: Pa
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if "headwater: " in line]
     assert len(said) == 1 and "no linear layer matches" in said[0], done.stderr
-    assert "Traceback (most recent call last)" not in done.stderr.split("torch/distributed/run.py")[0]
+    assert "src/headwater" not in done.stderr  # a traceback of ours; torchrun prints one of its own
     assert not (tmp_path / "out").exists()
 
 
