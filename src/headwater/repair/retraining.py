@@ -149,7 +149,9 @@ class Command:
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_program(folder.with_name(folder.name + ".running")) as held:
-            self._train(rows, corrections, folder, held)
+            if not folder.exists():  # finished by a headwater that was killed before it had asked the model
+                self._train(rows, corrections, folder, held)
+            shutil.rmtree(folder.with_name(folder.name + ".data"), ignore_errors=True)
 
     def _train(self, rows: Examples, corrections: Mapping[str, Completion], folder: Path, held: int) -> None:
         partial, log = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".log")
@@ -173,7 +175,6 @@ class Command:
             )
         _require_model(partial, log)
         os.replace(partial, folder)
-        shutil.rmtree(data)
 
 
 def _filled(word: str, places: Mapping[str, str]) -> str:
