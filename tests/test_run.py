@@ -261,3 +261,14 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path) -> 
     with run_directory(tmp_path / "run", {"a": 1}) as state:
         assert state.load("deep/piece") is not None
     assert not left.exists()
+
+
+def test_an_option_newer_than_the_folder_does_not_shut_it(tmp_path: Path) -> None:
+    with run_directory(tmp_path / "run", {"compute": {"rank": 4}, "format": {}}) as state:
+        state.save("done", {"a": np.arange(3)})
+    newer = {"compute": {"rank": 4, "device_map": None}, "format": {"eos": None}}
+    with run_directory(tmp_path / "run", newer) as state:
+        assert state.load("done") is not None
+    newer["compute"]["device_map"] = "auto"
+    with pytest.raises(RunError, match="compute.device_map was null, is now"), run_directory(tmp_path / "run", newer):
+        pass

@@ -234,10 +234,11 @@ def _no_config(folder: Path, why: str) -> RunError:
 def _difference(found: Any, wanted: Any, where: str = "") -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted({*found, *wanted}, key=str)
+        places = {key: f"{where}.{key}" if where else str(key) for key in keys}
         parts = [
-            _difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
+            part
             for key in keys
-            if found.get(key) != wanted.get(key)
+            if found.get(key) != wanted.get(key) and (part := _difference(found.get(key), wanted.get(key), places[key]))
         ]
         return "; ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
     return f"{where} was {_short(found)}, is now {_short(wanted)}"
