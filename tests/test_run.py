@@ -270,5 +270,5 @@ def test_an_option_newer_than_the_folder_does_not_shut_it(tmp_path: Path) -> Non
     with run_directory(tmp_path / "run", newer) as state:
         assert state.load("done") is not None
     newer["compute"]["device_map"] = "auto"
-    with pytest.raises(RunError, match="compute.device_map was null, is now"), run_directory(tmp_path / "run", newer):
+    with pytest.raises(RunError, match=r"compute\.device_map was null, is now"), run_directory(tmp_path / "run", newer):
         pass
