@@ -14,7 +14,7 @@ import pytest
 
 from headwater import run
 from headwater.errors import DataError, RunError
-from headwater.run import RunState, digest, read_config, run_directory, write_whole
+from headwater.run import Notes, RunState, digest, read_config, run_directory, write_whole
 
 CONFIG = {"train": {"rows": 3, "name": "facts"}, "methods": ["dda"], "beta": 0.5}
 
@@ -178,6 +178,13 @@ def test_a_mistake_before_any_work_leaves_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "empty").exists()
+
+
+def test_what_was_noted_before_a_mistake_is_no_work(tmp_path: Path) -> None:
+    with pytest.raises(DataError), run_directory(tmp_path / "run", {}) as state:
+        Notes(state)["rows"] = ["250 rows"]
+        raise DataError("a", expected="b", fix="c")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistake_after_some_work_keeps_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ import numpy as np
 from headwater.errors import HeadwaterError, RunError
 
 CONFIG, STATE, LOCK = "config.json", "state", ".lock"
+NOTES = "notes"
+"""The piece of `Notes`."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -114,12 +117,14 @@ class Notes(dict[str, Any]):
 
     def __init__(self, state: RunState) -> None:
         self._state = state
-        kept = state.load("notes")
+        kept = state.load(NOTES)
         super().__init__({} if kept is None else json.loads(kept["json"].tobytes()))
 
     def __setitem__(self, name: str, value: Any) -> None:
+        before = json.dumps(self)
         super().__setitem__(name, value)
-        self._state.save("notes", {"json": np.frombuffer(json.dumps(self).encode(), np.uint8)})
+        if json.dumps(self) != before:
+            self._state.save(NOTES, {"json": np.frombuffer(json.dumps(self).encode(), np.uint8)})
 
 
 @contextmanager
@@ -176,6 +181,9 @@ def run_directory(path: str | os.PathLike[str] | None, config: Mapping[str, Any]
         yield RunState(folder / STATE)
     except HeadwaterError:
         # nothing was made: the corrected command may use the folder
+        notes = folder / STATE / f"{NOTES}.piece"
+        if begun and notes.exists() and list(notes.parent.iterdir()) == [notes]:  # what was noted is no work
+            shutil.rmtree(notes.parent)
         if begun and all(_ours(file) or file.name == CONFIG for file in folder.iterdir()):
             config_file.unlink(missing_ok=True)
             (folder / LOCK).unlink(missing_ok=True)

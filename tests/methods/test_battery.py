@@ -14,7 +14,7 @@ import headwater as hw
 import tiny
 from headwater.attribution.plan import DirectionalPlan, GradientPlan, RepresentationPlan, TextPlan
 from headwater.methods.table import METHODS
-from headwater.run import RunState
+from headwater.run import NOTES, RunState
 
 TRAIN = hw.Examples.from_rows(tiny.FACTS, name="facts")
 FORMAT = hw.TokenFormat(add_eos=False)  # so that a row and the query that says the same are the same tokens
@@ -180,7 +180,7 @@ def test_resumed_is_fresh(run: hw.TrainingRun, method: Any, tmp_path: Path, monk
 
     def save(self: Any, name: str, arrays: Any) -> None:
         nonlocal calls
-        calls += 1
+        calls += name != NOTES
         if calls > 3:
             raise Killed
         real(self, name, arrays)
@@ -190,7 +190,8 @@ def test_resumed_is_fresh(run: hw.TrainingRun, method: Any, tmp_path: Path, monk
             patch.setattr(RunState, "save", save)
             with pytest.raises(Killed):
                 scored(run, method, TRAIN, CONTRASTS, compute=compute, out=tmp_path / "out")
-        assert len(list((tmp_path / "out").rglob("*.piece"))) == 3
+        pieces = [piece for piece in (tmp_path / "out").rglob("*.piece") if piece.stem != NOTES]
+        assert len(pieces) == 3
     resumed = scored(run, method, TRAIN, CONTRASTS, compute=compute, out=tmp_path / "out")
     assert np.array_equal(resumed.values, scored(run, method, TRAIN, CONTRASTS, compute=compute).values)
     again = scored(run, method, TRAIN, CONTRASTS, compute=compute, out=tmp_path / "out")

@@ -70,10 +70,11 @@ def main() -> None:
         print(f"headwater: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.exceptions.TyperException as error:  # options that do not exist, or have values they cannot have
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "headwater"
+        context, command = getattr(error, "ctx", None), ""
+        while context is not None and context.parent is not None:
+            context, command = context.parent, f" {context.info_name}{command}"
         said = " ".join(error.format_message().split()).rstrip(".")
-        print(f"headwater: {said}. Next: {command} --help lists what there is", file=sys.stderr)
+        print(f"headwater: {said}. Next: headwater{command} --help lists what there is", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()
