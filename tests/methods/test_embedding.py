@@ -53,7 +53,7 @@ def test_an_empty_text_is_like_nothing(folder: Path) -> None:
 
 
 def test_unknown_text_is_refused() -> None:
-    with pytest.raises(UsageError, match="query_text='prompt'"):
+    with pytest.raises(UsageError, match="query_text 'prompt'"):
         hw.make_method("embedding", query_text="prompt")
 
 
