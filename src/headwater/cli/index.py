@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -174,32 +173,30 @@ def index(
     from headwater.errors import HeadwaterError
 
     silent = shard and is_follower()  # the first process of a torchrun says everything
-    build = partial(
-        build_index,
-        run,
-        rows,
-        out=folder,
-        format=token_format(loss_on, max_length, keep, eos),
-        compute=Compute(
-            parameters=tuple(parameters or ()),
-            dtype=dtype.value,
-            device=device,
-            device_map=device_map,
-            batch_tokens=batch_tokens,
-            recompute=recompute,
-            rank=rank,
-        ),
-        features=features.value,
-        chunk_rows=chunk_rows,
-        append=append,
-        quarantine=quarantine,
-        placebo=read(placebo) if placebo else None,
-        ray=ray,
-        workers=workers,
-        shard=shard,
-    )
     try:
-        built = build()
+        built = build_index(
+            run,
+            rows,
+            out=folder,
+            format=token_format(loss_on, max_length, keep, eos),
+            compute=Compute(
+                parameters=tuple(parameters or ()),
+                dtype=dtype.value,
+                device=device,
+                device_map=device_map,
+                batch_tokens=batch_tokens,
+                recompute=recompute,
+                rank=rank,
+            ),
+            features=features.value,
+            chunk_rows=chunk_rows,
+            append=append,
+            quarantine=quarantine,
+            placebo=read(placebo) if placebo else None,
+            ray=ray,
+            workers=workers,
+            shard=shard,
+        )
     except HeadwaterError as error:
         if silent:
             raise typer.Exit(error.exit_code) from None
