@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,13 @@ from headwater.gradients.factors import blocks_of
 OPTIONS = ["--rank", "4", "--chunk-rows", "5", "--shard", "--quiet"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headwater"]
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+
+
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "headwater", *map(str, arguments)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    command = [*TORCHRUN, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,43 @@ def test_two_processes_make_the_same_index(
     values = [hw.trace_index(hw.Index.open(place), QUERIES, methods=[hw.DDA(beta=0.3)])["dda"].values
               for place in (out, whole.folder)]  # fmt: skip
     assert np.array_equal(*values)
+
+
+@pytest.mark.slow
+def test_killed_gone_on_with_and_appended_to(run_folder: Path, tmp_path: Path) -> None:
+    """Placebo rows first, all processes killed in the middle, the same command again, then more rows."""
+    train, more, placebo = ((tmp_path / name).with_suffix(".jsonl") for name in ("train", "more", "placebo"))
+    for file, times in ((train, 3), (more, 1), (placebo, 9)):
+        named = [fact | {"id": f"{file.stem}-{n}-{fact['id']}"} for n in range(times) for fact in tiny.FACTS]
+        lines = [json.dumps(fact | {"prompt": f"{file.stem}: {fact['prompt']}"}) + "\n" for fact in named]
+        file.write_text("".join(lines))
+    out, one = tmp_path / "sharded", tmp_path / "one"
+    given = ["--base", run_folder / "base", "--checkpoints", run_folder / "run", *OPTIONS, "--out", out]
+    command = ["index", *given, "--train", train, "--placebo", placebo]
+    with subprocess.Popen([*TORCHRUN, *map(str, command)], env=ENVIRONMENT, start_new_session=True) as process:
+        deadline = time.monotonic() + 300
+        while len(list(out.glob("parts/000/*.zarr/features/c/*/0"))) < 3 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        for process_id in descendants(process.pid):
+            os.kill(process_id, signal.SIGKILL)
+    assert not (out / "manifest.json").exists(), "it was killed too late"
+    before = {file: file.stat().st_mtime_ns for file in out.glob("parts/000/*.zarr/features/c/*/0")}
+    assert len(before) >= 3
+    for again in (command, ["index", *given, "--train", more, "--append"]):
+        done = torchrun(*again)
+        assert done.returncode == 0, done.stderr
+    assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+    compute = hw.Compute(rank=4)
+    build(run_folder, one, train=hw.read_examples(train), placebo=hw.read_examples(placebo), compute=compute)
+    build(run_folder, one, train=hw.read_examples(more), compute=compute, append=True)
+    assert contents(out) == contents(one)
+
+
+def descendants(process_id: int) -> list[int]:
+    """A process and all that it has started."""
+    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    return [process_id, *(found for child in children for found in descendants(int(child)))]
 
 
 @pytest.mark.slow
