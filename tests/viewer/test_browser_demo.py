@@ -44,7 +44,7 @@ def pictured(page: Page, name: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_its_trace_fits_and_is_accessible(
-    viewer: Live, tab: Tab, accessible: Check, no_sideways: Check, width: int, scheme: str
+    viewer: Live, tab: Tab, accessible: Check, no_sideways: Check, width: int, scheme: str, tmp_path: Path
 ) -> None:
     session = viewer.get("/api/session")
     assert all(session["can"][what]["able"] for what in ("generate", "ask", "base", "words", "repair")), session["can"]
@@ -61,7 +61,8 @@ def test_its_trace_fits_and_is_accessible(
     no_sideways(page)
     with page.expect_download() as download:
         page.locator("#exports a[download='report.html']").click()
-    report = tab(download.value.path().as_uri(), width=width, scheme=scheme, offline=True)
+    download.value.save_as(tmp_path / "report.html")
+    report = tab((tmp_path / "report.html").as_uri(), width=width, scheme=scheme, offline=True)
     report.locator(".row").first.wait_for()
     pictured(report, f"report-{width}-{scheme}")
     accessible(report)
