@@ -139,7 +139,7 @@ class Repaired:
         changed = _changed(after)
         out = [
             f"Before, {_counted(before)} answers state the wrong output; after training again {changed}, "
-            f"{_counted(after)}{_percent(line.fall)}."
+            f"{_counted(after)}{_percent(line.fall, len(before.wrong(None)))}."
         ]
         if self.steps and self.cured:
             out.append(f"{len(self.rows)} rows are the smallest number found that cures; {len(self.steps)} trainings.")
@@ -154,7 +154,7 @@ class Repaired:
             out.append("No untouched rows were given, so damage elsewhere was not measured.")
         else:
             harm = "less than" if abs(line.damage[0]) < DAMAGE else "more than"
-            out.append(f"The loss on untouched rows moved by {harm} {DAMAGE:.0%}{_percent(line.damage, 2)}.")
+            out.append(f"The loss on untouched rows moved by {harm} {DAMAGE:.0%}{_percent(line.damage, len(before.losses), 2)}.")
         for one in self.comparisons():
             what = {LEXICAL: "BM25's first rows"}.get(one.control, "random rows")
             surely = one.wrong[1] > 0
@@ -225,11 +225,12 @@ def _counted(one: Outcome) -> str:
     return f"{sum(wrong):.0f} of {len(wrong)}"
 
 
-def _percent(change: Interval | None, digits: int = 0) -> str:
+def _percent(change: Interval | None, of: int, digits: int = 0) -> str:
+    """A change of `of` measurements; a single one has no interval."""
     if change is None:
         return ""
     mean, low, high = (f"{100 * value:+.{digits}f} %" for value in change)
-    return f" ({mean}, 95 % interval {low} to {high})"
+    return f" ({mean})" if of < 2 else f" ({mean}, 95 % interval {low} to {high})"
 
 
 def in_order(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
