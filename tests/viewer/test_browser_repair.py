@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +74,16 @@ def test_culprits_are_removed_and_the_model_trained_again(
     page.locator("#repair-progress .job").wait_for(state="detached")
     assert page.locator("#after").inner_text() == ""
     until(page, "!document.querySelector('#repair .primary').disabled")
-    # once more, to the end; another tab sees it too
+    # its process dies: that is said once, and it goes on
     go.click()
+    until(page, "document.querySelector('#repair-progress .job')?.innerText.includes('Fine-tuning')")
+    os.kill(viewer.viewer.jobs.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    page.locator("#repair-progress .job").wait_for(state="detached")
+    page.locator("[data-kind=fault]").wait_for()
+    assert "killed by SIGKILL" in page.locator(".message p").inner_text()  # there is one
+    # once more, to the end; another tab sees it too
+    page.get_by_role("button", name="Try again").click()
+    assert page.locator(".message").count() == 0
     said = set()
     until(page, "document.querySelector('#repair-progress .job')")
     while page.locator("#after .pair").count() == 0:

@@ -11,7 +11,7 @@ const FILES = [["drop.jsonl", "Rows to drop, JSONL", "drop"], ["fix.jsonl", "Row
   ["rows.jsonl", "Rows listed, JSONL", "answer"], ["report.html", "Report, HTML", "answer"]];
 
 export class Act {
-  /* changed(): the marks are others; query(): parameters of what is shown, or null; answer(): id; told(text); failed(fault) */
+  /* changed(): the marks are others; query(): parameters of what is shown, or null; answer(): id; told(text); failed(fault, again) */
   constructor(session, on) {
     Object.assign(this, { session, on, marks: session.marks, job: null });
     this.able = null;
@@ -125,7 +125,7 @@ export class Act {
       this.on.told("Trained again. Before and after are shown.");
       byId("after").querySelector("h3").focus();
     } catch (fault) {
-      if (!fault.cancelled) this.on.failed(fault);
+      if (!fault.cancelled) this.on.failed(fault, () => this.repair());
     } finally {
       this.job = null;
       showJob(byId("repair-progress"), null);

@@ -15,10 +15,12 @@ let asking = null; // the job of the question asked last
 // ---- messages ---------------------------------------------------------------------------------------------------------
 const tell = (text) => { byId("status").textContent = text; };
 
-// One message of a kind at a time; a lost connection stays until it is back.
+// One message of a kind at a time, and none twice; a lost connection stays until it is back.
+const standing = (text) => [...byId("banner").children].find((line) => line.querySelector("p").textContent === text);
 function message(kind, text, again) {
   byId("banner").querySelector(`[data-kind="${kind}"]`)?.remove();
   if (!text) return;
+  standing(text)?.remove();
   const line = el("div", { class: "message", "data-kind": kind }, el("p", { dir: "auto" }, text),
     again && button("Try again", () => { line.remove(); again(); }),
     kind !== "lost" && button("Close", () => line.remove(), { class: "link" }));
@@ -107,6 +109,7 @@ function drawEarlier(answers) {
 }
 
 function worker({ state, message: text }) {
+  if (state === "stopped" && standing(text)) return; // the job that it died of has said so
   message("worker", state === "stopped" ? text : null, question && (() => { question.sent = null; question.send(); }));
 }
 

@@ -7,7 +7,7 @@ import { Words, differing, shadeTold, visible } from "./words.js";
 const WAIT = 400; // milliseconds of quiet after which the rows are asked for
 
 export class Question {
-  /* asked(query): a whole query is there. told(text): say it to the reader. failed(fault): show it. */
+  /* asked(query): a whole query is there. told(text): say it to the reader. failed(fault, again): show it. */
   constructor(session, { asked, told, failed }) {
     Object.assign(this, { session, asked, told, failed, output: null, tokens: [], span: null, job: null, turns: [] });
     this.words = new Words(byId("words"), (range) => this.choose(range));
@@ -117,7 +117,7 @@ export class Question {
       if (said !== this.output) this.set(said, tokens);
       else { this.tokens = tokens; this.draw(); }
     } catch (fault) {
-      if (!fault.cancelled && this.job === job) this.failed(fault);
+      if (!fault.cancelled && this.job === job) this.failed(fault, () => this.measure(path, body, output));
     }
     if (this.job !== job) return; // another one came in between
     this.job = null;
