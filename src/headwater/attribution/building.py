@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,48 +90,59 @@ def build_index(
         compute = replace(compute, rank=DEFAULT_RANK)
     if chunk_rows is not None and chunk_rows < 1:
         raise UsageError(f"chunks of {chunk_rows} rows", expected="at least 1", fix="leave it out")
+    wanted = _Wanted(
+        run=run,
+        train=train,
+        format=format,
+        compute=compute,
+        features=features,
+        chunk_rows=chunk_rows,
+        quarantine=quarantine,
+    )
     if shard:
         from headwater.attribution.sharding import shared_out
 
         if ray is not None:
             raise UsageError("--shard with --ray", expected="one of them", fix="leave --ray out")
-        given = (run, train, out, format, compute, features, chunk_rows, append, quarantine, placebo)
-        return shared_out(run, compute, lambda crew: _build(*given, None, None, crew))
-    return _build(
-        run, train, out, format, compute, features, chunk_rows, append, quarantine, placebo, ray, workers, None
-    )
+        return shared_out(run, compute, lambda crew: _build(wanted, Folder(out), append, placebo, crew=crew))
+    return _build(wanted, Folder(out), append, placebo, ray=ray, workers=workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What decides the rows and numbers of a part; see `build_index`."""
+
+    run: TrainingRun
+    train: Examples
+    format: TokenFormat
+    compute: Compute
+    features: FeatureType
+    chunk_rows: int | None
+    quarantine: bool
 
 
 def _build(
-    run: TrainingRun,
-    train: Examples,
-    out: str | os.PathLike[str],
-    format: TokenFormat,
-    compute: Compute,
-    features: FeatureType,
-    chunk_rows: int | None,
+    wanted: _Wanted,
+    folder: Folder,
     append: bool,
-    quarantine: bool,
     placebo: Examples | None,
-    ray: str | None,
-    workers: int | None,
-    crew: Crew | None,
+    *,
+    ray: str | None = None,
+    workers: int | None = None,
+    crew: Crew | None = None,
 ) -> Index:
-    folder = Folder(out)
-    config = describe_index(run, train, format, compute, features, chunk_rows)
+    config = _describe(wanted)
     before = _existing(folder, config, append)
-    _check_placebo(folder, train, placebo, append)
+    _check_placebo(folder, wanted.train, placebo, append)
     if placebo is not None:  # first: the manifest of the training rows is written last
-        beside = folder.child(PLACEBO).url
-        _build(run, placebo, beside, format, compute, features, chunk_rows, False, quarantine, None, ray, workers, crew)
+        beside = replace(wanted, train=placebo)
+        _build(beside, folder.child(PLACEBO), False, None, ray=ray, workers=workers, crew=crew)
     if isinstance(before, Index) and not append:
         progress.note(f"{folder} is finished already.")
         return before
     name = f"{len(before.parts) if before else 0:03d}"
     with _part_directory(folder, name, config, new=before is None):
-        build = _Build(
-            run, train, format, compute, features, chunk_rows, folder, name, config, before, quarantine, crew
-        )
+        build = _Build(wanted, folder, name, config, before, crew)
         if ray is None:
             return build.run()
         from headwater.attribution.cluster import connected
@@ -155,16 +166,10 @@ def _check_placebo(folder: Folder, train: Examples, placebo: Examples | None, ap
         check_rows(placebo, train)
 
 
-def describe_index(
-    run: TrainingRun,
-    train: Examples,
-    format: TokenFormat,
-    compute: Compute,
-    features: FeatureType,
-    chunk_rows: int | None,
-) -> dict[str, Any]:
+def _describe(wanted: _Wanted) -> dict[str, Any]:
     """Everything that decides the content of a part, as JSON values: its config.json."""
     deciding = ("parameters", "dtype", "device", "batch_tokens", "rank", "seed")
+    run, train = wanted.run, wanted.train
     config = {
         "checkpoints": [
             {key: value for key, value in asdict(c).items() if value is not None} | {"fingerprint": c.fingerprint()}
@@ -177,10 +182,10 @@ def describe_index(
             "fingerprint": train.fingerprint,
             "template": train.template,
         },
-        "format": asdict(format),
-        "compute": {key: value for key, value in asdict(compute).items() if key in deciding},
-        "features": features,
-        "chunk_rows": chunk_rows,
+        "format": asdict(wanted.format),
+        "compute": {key: value for key, value in asdict(wanted.compute).items() if key in deciding},
+        "features": wanted.features,
+        "chunk_rows": wanted.chunk_rows,
         "versions": versions("zarr"),
     }
     plain: dict[str, Any] = json.loads(json.dumps(config))
@@ -252,27 +257,20 @@ def _part_directory(folder: Folder, name: str, config: Mapping[str, Any], *, new
 class _Build:
     def __init__(
         self,
-        run: TrainingRun,
-        train: Examples,
-        format: TokenFormat,
-        compute: Compute,
-        features: FeatureType,
-        chunk_rows: int | None,
+        wanted: _Wanted,
         folder: Folder,
         name: str,
         config: Mapping[str, Any],
         before: Index | None,
-        quarantine: bool,
         crew: Crew | None,
     ) -> None:
-        self._run, self._train, self._compute, self._features = run, train, compute, features
+        self._wanted, self._run, self._train, self._compute = wanted, wanted.run, wanted.train, wanted.compute
         self._crew = crew
         self._folder, self._name, self._config, self._before = folder, name, config, before
-        self._format, self._chunk_rows = format, chunk_rows
         self._layers: tuple[IndexedLayer, ...] = ()
         self._shape: Shape | None = None
         self._part = part_folder(folder, name)
-        self._quarantine, self._attempts = Quarantine(self._part, train, quarantine), Attempts(self._part)
+        self._quarantine, self._attempts = Quarantine(self._part, self._train, wanted.quarantine), Attempts(self._part)
 
     def run(self) -> Index:
         """All checkpoints, then the rows, then the manifest."""
@@ -318,7 +316,9 @@ class _Build:
 
     def _encoded(self, notes: dict[str, Any]) -> list[Encoded]:
         self._check_ids()
-        return encode_rows(Encoder(self._run.tokenizer(), self._format, self._train.template), self._train, notes)
+        return encode_rows(
+            Encoder(self._run.tokenizer(), self._wanted.format, self._train.template), self._train, notes
+        )
 
     def _order(self) -> list[str]:
         """The checkpoints, the last first: it may be loaded already; the base at the end."""
@@ -460,9 +460,9 @@ class _Build:
         """Decided at the first checkpoint, the same for all."""
         if self._shape is None:
             layers = sizes(self._layers)
-            row_bytes = Shape(1, 1, layers, self._features).bytes_per_row
-            chunk_rows = self._chunk_rows or max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
-            self._shape = Shape(len(self._train), min(chunk_rows, len(self._train)), layers, self._features)
+            row_bytes = Shape(1, 1, layers, self._wanted.features).bytes_per_row
+            chunk_rows = self._wanted.chunk_rows or max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
+            self._shape = Shape(len(self._train), min(chunk_rows, len(self._train)), layers, self._wanted.features)
         return self._shape
 
     def _finish(self, encoded: Sequence[Encoded]) -> Index:
@@ -488,7 +488,7 @@ class _Build:
             folder=self._folder,
             config=self._before.config if self._before else self._config,
             layers=self._layers,
-            features=self._features,
+            features=self._wanted.features,
             parts=(*(self._before.parts if self._before else ()), part),
         )
         index.save()

@@ -154,9 +154,8 @@ class Repaired:
             out.append("No untouched rows were given, so damage elsewhere was not measured.")
         else:
             harm = "less than" if abs(line.damage[0]) < DAMAGE else "more than"
-            out.append(
-                f"The loss on untouched rows moved by {harm} {DAMAGE:.0%}{_percent(line.damage, len(before.losses), 2)}."
-            )
+            moved = _percent(line.damage, len(before.losses), 2)
+            out.append(f"The loss on untouched rows moved by {harm} {DAMAGE:.0%}{moved}.")
         for one in self.comparisons():
             what = {LEXICAL: "BM25's first rows"}.get(one.control, "random rows")
             surely = one.wrong[1] > 0
