@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,17 +41,20 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow  # torchrun, and torch in three processes
 @pytest.mark.parametrize(
-    ("adapters", "more"), [(False, []), (True, ["--recompute", "--dtype", "float64"])], ids=["full", "adapters"]
+    ("adapters", "dtype"),
+    [(False, "float32"), (True, "float64"), (False, "bfloat16")],
+    ids=["full", "adapters", "half"],
 )
 def test_two_processes_make_the_same_index(
-    run_folder: Path, lora_folder: Path, rows: Path, tmp_path: Path, adapters: bool, more: list[str]
+    run_folder: Path, lora_folder: Path, rows: Path, tmp_path: Path, adapters: bool, dtype: Any
 ) -> None:
     folder, out = lora_folder if adapters else run_folder, tmp_path / "sharded"
-    given = ["--base", folder / "base", "--checkpoints", folder / "run", "--train", rows, *more]
+    given = ["--base", folder / "base", "--checkpoints", folder / "run", "--train", rows, "--dtype", dtype]
+    given += ["--recompute"] if adapters else []
     done = torchrun("index", *given, *OPTIONS, "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"{len(tiny.FACTS)} rows, 3 checkpoints") == 1, "both processes speak"
-    compute = hw.Compute(rank=4, recompute=bool(more), dtype="float64" if more else "float32")
+    compute = hw.Compute(rank=4, recompute=adapters, dtype=dtype)
     whole = build(folder, tmp_path / "whole", train=hw.read_examples(rows), compute=compute)
     one, two = contents(out), contents(tmp_path / "whole")
     assert set(one) == set(two) and len(one) > 20

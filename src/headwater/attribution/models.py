@@ -191,9 +191,10 @@ class Models:
         return adam_moments(self._run, name, place)
 
     def load_as(self, name: str, dtype: torch.dtype) -> Place:
-        """As `load`, in another precision; nothing that was loaded is used again."""
+        """As `load`, in another precision."""
         if self._crew is None:
             return self._load(name, dtype)
+        self._ready = None  # the others forget it
         self._crew.say("load", name, dtype)
         return self._crew.in_turn(lambda: self._load(name, dtype))
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["dot", "cosine", "layer_cosine"]
 TILE, TILE_MOST, PARTIALS = 2**18, 2**21, 2**20
-"""float32 numbers: of a tile (1 MiB, measured best for few targets), of a tile at most, of the partials kept."""
+"""float32 numbers: of a tile (1 MiB), of a tile at most, of the partials kept."""
 FEW = 4
-"""Up to so many targets, a tile that is multiplied layer by layer is twice as large: each product has its price."""
+"""Up to so many targets a tile is twice as large: each product has its price."""
 WIDE = 32
 """From this many targets on, rows times targets is faster than targets times rows, and tiles have more rows."""
 
@@ -175,7 +175,7 @@ class _Kernel:
             self._batches.append((group, q_LRS.float().contiguous().to(self._device)))
 
         scale = 1 if self._device.type == "cpu" else 64
-        tile = TILE if self._whole or self._targets > FEW else 2 * TILE
+        tile = TILE if self._targets > FEW else 2 * TILE
         rows = min(max(scale * tile // shape.features, 2 * self._targets), scale * TILE_MOST // shape.features)
         per_row = len(self._order) * self._targets
         self._rows = min(max(4, min(rows, 4 * scale * PARTIALS // per_row)), shape.chunk_rows)  # of a tile
