@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from headwater.errors import DataError, UsageError
 from headwater.examples import Encoder, Examples, Query, TokenFormat
 from headwater.gradients.measurement import Sides, encode_queries
 from headwater.methods.dda import DDA
-from headwater.run import RunState, digest, run_directory
+from headwater.run import Notes, RunState, digest, run_directory
 from headwater.scores import Leaning, Scores, read_manifest
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class _Work:
     ) -> None:
         self._run, self._everyone, self._tokenizer, self._encoder = run, everyone, tokenizer, encoder
         self._compute, self._state = compute, state
-        self.notes: dict[str, Any] = {}
+        self.notes = Notes(state)
 
     def run(
         self,
@@ -129,8 +128,6 @@ class _Work:
         from headwater.attribution.passes import Rows
         from headwater.diagnosis.measuring import Evidence, Measurements
 
-        kept = self._state.load("notes")  # of what was loaded then, and may not be again
-        self.notes |= json.loads(kept["json"].tobytes()) if kept is not None else {}
         encoded = encode_rows(self._encoder, rows, self.notes)
         unseen = None if held_out is None else encode_rows(self._encoder, held_out, {})
         probed = encode_probes(probes, self._tokenizer, self._encoder.format)
@@ -159,9 +156,6 @@ class _Work:
         )
         measurements = Measurements(self._everyone, evidence, models, self._state)
         checkpoints = measurements.run()
-        notes = np.frombuffer(json.dumps(self.notes).encode(), np.uint8)
-        if kept is None or not np.array_equal(kept["json"], notes):
-            self._state.save("notes", {"json": notes})
         influence = None
         if queries:
             scores, source = traced, "the trace"
