@@ -37,6 +37,8 @@ coverage: $(VENV)/.installed
 	$(BIN)/python -m coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 	$(BIN)/python -m coverage combine -q
+	{ echo "# Lines of src that the fast tests reach"; echo; echo "Command: \`make coverage\`, $$(date +%F). Files with all lines reached are left out."; echo; \
+	  $(BIN)/python -m coverage report --format=markdown; } > benchmarks/results/coverage.md
 	$(BIN)/python -m coverage report --fail-under 95
 
 bench: bench-quality bench-speed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_index import QUERIES, build, contents
 
 import headwater as hw
@@ -37,6 +39,19 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("rows") / "facts"
     file.with_suffix(".jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in tiny.FACTS))
     return file.with_suffix(".jsonl")
+
+
+def test_a_torchrun_of_one_process(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (started | {"MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    build(run_folder, tmp_path / "sharded", shard=True)
+    assert not torch.distributed.is_initialized()
+    build(run_folder, tmp_path / "whole")
+    assert contents(tmp_path / "sharded") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow  # torchrun, and torch in three processes

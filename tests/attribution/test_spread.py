@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_index import build, contents
 
 import headwater as hw
 import tiny
@@ -146,3 +150,51 @@ def test_workers_that_never_live_end_the_build(tmp_path: Path) -> None:
     seen.unlucky = lambda name, chunk: True
     with pytest.raises(hw.RunError, match="workers died before they could work"):
         spread(seen, tmp_path)
+
+
+class TrueActor:
+    """A true worker, in this process."""
+
+    alive = True
+
+    def __init__(self, job: cluster.Job) -> None:
+        worker = cluster.Worker(job)
+        for name in ("ready", "prepare", "chunks", "survive"):
+            setattr(self, name, SimpleNamespace(remote=partial(self._called, getattr(worker, name))))
+
+    def _called(self, call: Callable[..., Any], *given: Any) -> Answer:
+        return Answer(call(*given))
+
+
+class Here(cluster.Cluster):
+    def __init__(self, changed: dict[str, Any]) -> None:
+        self.ray, self.count, self._changed = FakeRay(), 2, changed
+
+    def actor(self, job: cluster.Job) -> TrueActor:
+        return TrueActor(replace(job, **self._changed))
+
+    def died(self) -> tuple[type[BaseException], ...]:
+        return (Death,)
+
+
+def here(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
+    monkeypatch.setattr(cluster, "connected", lambda address, workers: nullcontext(Here(changed)))
+    monkeypatch.setattr(progress, "set_quiet", lambda quiet: None)  # a worker's process says nothing; this one may
+
+
+def test_workers_make_the_index_of_one_process(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch)
+    build(run_folder, tmp_path / "here", ray="local", workers=2)
+    build(run_folder, tmp_path / "one")
+    assert contents(tmp_path / "here") == contents(tmp_path / "one")
+
+
+def test_a_worker_that_sees_another_model_ends_the_build(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, fingerprints={"base": "", "checkpoint-3": "", "checkpoint-6": ""})
+    with pytest.raises(hw.ModelError, match="is another model on the machine of a worker"):
+        build(run_folder, tmp_path / "index", ray="local", workers=2)
+    assert not (tmp_path / "index" / "manifest.json").exists()

@@ -189,8 +189,12 @@ class Jobs:
         """Ends the worker."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             if self._reader is not None:
                 self._reader.join(1)
 
