@@ -8,9 +8,9 @@ A gradient of zero length has inner product 0 with everything; L counts all laye
 products < q_rl, u_il >. Where the layer cosine alone is asked for, of features without a scale, it is one product of
 whole rows: 1/L < (q_rl / |q_rl|)_l, u_i >.
 
-What limits a pass is reading the features once. Rows are taken in tiles that stay in the second-level cache: widened
-to float32 there, multiplied (sums in float32), forgotten. Threads are torch's own, within each operation; threads of
-our own with tiles of their own were measured slower, with a free machine and with a busy one.
+What limits a pass is reading the features once. Rows are taken in tiles that stay in a cache: widened to float32
+there, multiplied (sums in float32), forgotten. Threads are torch's own, within each operation; threads of our own with
+tiles of their own were measured slower, with a free machine and with a busy one.
 
 Shapes: R targets, L layers, S features of a layer, F of all layers, n rows, T tiles, P partial products.
 """
@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["dot", "cosine", "layer_cosine"]
-TILE, TILE_MOST, PARTIALS = 2**18, 2**21, 2**20
-"""float32 numbers: of a tile (1 MiB), of a tile at most, of the partials kept."""
-FEW = 4
-"""Up to so many targets a tile is twice as large: each product has its price."""
+TILE, TILE_MOST, PARTIALS = 2**20, 2**21, 2**20
+"""float32 numbers: of a tile (4 MiB, each product has its price), of a tile at most, of the partials kept."""
 WIDE = 32
-"""From this many targets on, rows times targets is faster than targets times rows, and tiles have more rows."""
+"""From this many targets on, rows times targets is faster than targets times rows; of whole rows it always is."""
 
 
 def dots(
@@ -167,7 +165,7 @@ class _Kernel:
         share_RL = (length_R1 * _inverse(length_RL) / len(shape.layers))[:, self._order if not self._whole else [0]]
         self._share_LR1 = share_RL.T[:, :, None].float().to(self._device)
 
-        self._wide = self._targets >= WIDE
+        self._wide = self._whole or self._targets >= WIDE
         self._batches = []  # group, q [L, R, S]
         for group in groups:
             sides = (len(group.numbers), self._targets, group.size)
@@ -175,8 +173,7 @@ class _Kernel:
             self._batches.append((group, q_LRS.float().contiguous().to(self._device)))
 
         scale = 1 if self._device.type == "cpu" else 64
-        tile = TILE if self._targets > FEW else 2 * TILE
-        rows = min(max(scale * tile // shape.features, 2 * self._targets), scale * TILE_MOST // shape.features)
+        rows = min(max(scale * TILE // shape.features, 2 * self._targets), scale * TILE_MOST // shape.features)
         per_row = len(self._order) * self._targets
         self._rows = min(max(4, min(rows, 4 * scale * PARTIALS // per_row)), shape.chunk_rows)  # of a tile
         self._tiles = max(1, min(-(-shape.chunk_rows // self._rows), scale * PARTIALS // (per_row * self._rows)))
