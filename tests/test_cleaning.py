@@ -48,7 +48,7 @@ def found(review: hw.Review, wrong: set[str], share: float = 0.2) -> float:
     return len(first & wrong) / len(wrong)
 
 
-@pytest.mark.parametrize("rule", ["own", "own-layers", "held-out", "held-out-dot"])
+@pytest.mark.parametrize("rule", ["own", "own-layers", "loss", "held-out", "held-out-dot"])
 def test_finds_mislabelled_rows(rule: Rule, trained: tuple[hw.TrainingRun, hw.Examples, set[str], hw.Examples]) -> None:
     """The bar: at least 80 % of the mislabelled rows in the first 20 %."""
     run, train, wrong, _ = trained

@@ -1,4 +1,4 @@
-"""The demo's own story, on a model of 0.1M parameters: the planted rows are found, and without them the error is gone."""
+"""The demo, on a model of 0.1M parameters: the planted rows are found, and without them the error is gone."""
 
 from __future__ import annotations
 

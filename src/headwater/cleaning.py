@@ -5,7 +5,8 @@ A row is suspicious by one of the rules of `RULES`, each a signal (`headwater.at
     own                  self-influence: the row had to be learnt on its own (Pruthi et al. 2020, section 4.1; C, with
                          equal weights of the checkpoints D)
     own-layers           the same, every layer counting alike                        (D)
-    loss-first           its loss after the first epoch, before it was memorised     (Swayamdipta et al. 2020; S)
+    loss                 its loss, mean over the checkpoints      (Swayamdipta et al. 2020, "confidence", in logs; S)
+    loss-first           its loss after the first epoch, before it was memorised     (the same, one epoch; S)
     loss-base            its loss under the base model                               (D)
     held-out             minus the cosine, layer by layer, with the mean gradient of rows held out: training on it
                          raises their loss                                           (D)
@@ -46,12 +47,13 @@ SUMMARY = "review.json"
 HIGH = 90.0
 """Percentile from which a signal is named among the reasons."""
 
-Rule = Literal["own", "own-layers", "loss-first", "loss-base", "held-out", "held-out-dot"]
+Rule = Literal["own", "own-layers", "loss", "loss-first", "loss-base", "held-out", "held-out-dot"]
 Where = Literal["first", "mean", "base"]
 
 RULES: Mapping[Rule, tuple[str, int, Where]] = {
     "own": ("own", 1, "mean"),
     "own-layers": ("own_layers", 1, "mean"),
+    "loss": ("loss", 1, "mean"),
     "loss-first": ("loss", 1, "first"),
     "loss-base": ("loss", 1, "base"),
     "held-out": ("layer_cosine", -1, "mean"),
@@ -251,7 +253,12 @@ def _reason(
         said.append(f"had to be learnt on its own (self-influence above {_below(own)} of the rows)")
     if percentiles.get("held-out", 0.0) >= HIGH:
         said.append(f"pushes against {others} (more than {_below(percentiles['held-out'])} of the rows)")
-    for rule, when in (("loss-first", "after the first checkpoint"), ("loss-base", "under the base model")):
+    losses = {
+        "loss": "by the checkpoints",
+        "loss-first": "after the first checkpoint",
+        "loss-base": "by the base model",
+    }
+    for rule, when in losses.items():
         if percentiles.get(rule, 0.0) >= HIGH:
             said.append(f"is not expected {when} (loss above {_below(percentiles[rule])} of the rows)")
     if n in answers:

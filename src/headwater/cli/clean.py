@@ -52,9 +52,10 @@ if TYPE_CHECKING:
 
 
 class By(StrEnum):
-    own, own_layers, loss_first, loss_base, held_out, held_out_dot = (
+    own, own_layers, loss, loss_first, loss_base, held_out, held_out_dot = (
         "own",
         "own-layers",
+        "loss",
         "loss-first",
         "loss-base",
         "held-out",
