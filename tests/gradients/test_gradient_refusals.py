@@ -135,6 +135,32 @@ def test_tokens_that_are_routed_out_of_their_rows() -> None:
         )
 
 
+class Flat(nn.Module):
+    """A layer that sees rows and tokens as one axis, as OPT's do."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.linear(x.flatten(0, 1))).view(*x.shape[:2], -1)
+
+
+def test_rows_and_tokens_as_one_axis_are_told_apart() -> None:
+    batch = collate(tiny.rows(((5, 2), (7, 3))), torch.device("cpu"), torch.float64)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name in ("plain", "flat"):
+        model = tiny.model("llama")
+        if name == "flat":
+            model.model.layers[0].mlp.up_proj = Flat(model.model.layers[0].mlp.up_proj)
+        hooks = FactorHooks(model, select_layers(model, [r"layers\.0\.mlp\.up_proj"]).layers, precision=torch.float64)
+        with hooks.attached():
+            hooks.backward(batch, lambda number, a, d, name=name: seen.update({name: [a, d]}))  # type: ignore[misc]
+    for one, other in zip(seen["plain"], seen["flat"], strict=True):
+        torch.testing.assert_close(one, other)
+    assert seen["flat"][0].shape == (2, 6, 16)
+
+
 def test_scores_by_token_of_trimmed_hooks() -> None:
     model = tiny.model("llama")
     hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64)
