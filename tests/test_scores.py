@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,19 @@ import pytest
 
 import headwater as hw
 from headwater.gradients.measurement import Target
-from headwater.scores import Leaning, Scores, read_manifest, robust_deviations
-from headwater.significance import STANDS_OUT
+from headwater.scores import (
+    Asked,
+    Leaning,
+    NotScored,
+    Population,
+    RowWords,
+    Scores,
+    query_record,
+    read_manifest,
+    robust_deviations,
+)  # fmt: skip
+from headwater.significance import STANDS_OUT, p_values, q_values
+from headwater.trace_files import Table
 
 QUERY = hw.Query("The capital of Australia is", " Sydney", corrected=" Canberra", id="sydney")
 
@@ -346,3 +358,243 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "trace.json").unlink()
     with pytest.raises(hw.RunError, match="no finished trace"):
         Scores.load(tmp_path, scores.train)
+
+
+# What chance gives, what was not kept and what was not scored
+
+
+def whole(**changes: Any) -> Scores:
+    """The rows 3 and 9 of ten of which two have no score, with placebo rows, words and a sample of all rows."""
+    chance = np.random.default_rng(5)
+    queries = [hw.Query("p", " a", id="a"), hw.Query("p", " b", id="b")]
+    targets = [Target(name=name, kind="query", members=(n,)) for n, name in enumerate("ab")]
+    made = Scores.combine(
+        "dda",
+        {"last": np.array([[1.0, 5.0], [0.0, -4.0]]), "base": np.array([[2.0, 1.0], [1.0, 1.0]])},
+        {"last": 1.0, "base": -0.5},
+        queries=queries,
+        targets=targets,
+        train=rows(2),
+        population=Population(
+            rows=8, numbers=np.array([3, 9]), sample=np.array([[0.0, 4.5, 2.0, 1.0], [-4.5, 0.0, 1.0, 2.0]])
+        ),
+        not_scored=[
+            NotScored(number=n, id=f"bad-{n}", source=f"file:{n}", reason="its gradient is NaN") for n in (1, 6)
+        ],
+        **changes,
+    )
+    asked = Asked(query="a", side="output", words=((" a", 4.5),))
+    words = {(0, 1): RowWords(words=(("Question", 1.5), (" 1", 3.0)), asked=(asked,))}
+    placebo = {"last": chance.normal(size=(2, 120)), "base": chance.normal(size=(2, 120))}
+    return replace(made.against(placebo), words=words)
+
+
+def test_everything_that_was_found_comes_back(tmp_path: Path) -> None:
+    scores = whole()
+    scores.save(tmp_path)
+    back = Scores.load(tmp_path, scores.train)
+    assert back.population is not None and scores.population is not None
+    assert (back.population.rows, back.rows, back.numbers.tolist()) == (8, 8, [3, 9])
+    assert np.array_equal(back.population.sample, scores.population.sample)
+    assert back.placebo is not None and scores.placebo is not None
+    assert np.array_equal(back.placebo, scores.placebo)
+    assert {name: term.tolist() for name, term in back.placebo_terms.items()} == {
+        name: term.tolist() for name, term in scores.placebo_terms.items()
+    }
+    assert back.words == scores.words and list(back.not_scored) == list(scores.not_scored)
+    assert back.sentences("b") == scores.sentences("b") and back.top(2, target="b") == scores.top(2, target="b")
+    manifest = read_manifest(tmp_path)
+    assert (manifest["rows"], manifest["scored_rows"], len(manifest["not_scored"])) == (2, 8, 2)
+    assert Table(tmp_path / "scores.parquet").numbers("row").tolist() == [3, 9, 3, 9]
+
+
+def test_only_what_there_is_is_written(tmp_path: Path) -> None:
+    two_terms().save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["scores.parquet", "trace.json"]
+    assert "not_scored" not in read_manifest(tmp_path)
+    whole().save(tmp_path)
+    names = {"placebo-terms.parquet", "placebo.parquet", "sample.parquet", "scores.parquet", "trace.json", "words.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+
+
+def test_the_rows_that_were_not_scored_are_left_out_of_the_data_on_the_way_back(tmp_path: Path) -> None:
+    data = rows(5)
+    bad = [NotScored(number=n, id=f"row-{n}", source="", reason="NaN") for n in (0, 3)]
+    scored = hw.Examples([data[n] for n in (1, 2, 4)], name=data.name)
+    scores = Scores.combine(
+        "dot", {"last": np.ones((1, 3))}, {"last": 1.0}, queries=[hw.Query("p", " a", id="a")],
+        targets=[Target(name="a", kind="query", members=(0,))], train=scored, not_scored=bad,
+    )  # fmt: skip
+    assert scores.numbers.tolist() == [1, 2, 4]
+    scores.save(tmp_path)
+    for train in (data, scored):
+        back = Scores.load(tmp_path, train)
+        assert [row.id for row in back.train] == ["row-1", "row-2", "row-4"] and back.train.name == data.name
+        assert [(row.index, row.number) for row in back.top(3)] == [(0, 1), (1, 2), (2, 4)]
+    with pytest.raises(hw.DataError):
+        Scores.load(tmp_path, rows(4))
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (1, "1 row was not scored: bad-0 (NaN)."),
+        (3, "3 rows were not scored: bad-0 (NaN); bad-1 (NaN); bad-2 (NaN)."),
+        (5, "5 rows were not scored: bad-0 (NaN); bad-1 (NaN); bad-2 (NaN); and 2 more."),
+    ],
+)
+def test_rows_that_were_not_scored_are_named(count: int, sentence: str) -> None:
+    bad = [NotScored(number=n, id=f"bad-{n}", source="", reason="NaN") for n in range(count)]
+    assert replace(scores_of([0.0, 1.0]), not_scored=bad).sentences()[-1] == sentence
+
+
+def test_what_is_usual_comes_from_the_sample_where_only_some_rows_were_kept() -> None:
+    scores = replace(whole(), placebo=None, placebo_terms={})
+    first, second = scores.top(2)
+    assert (first.id, first.number, first.score, first.percentile) == ("row-1", 9, 4.5, 100.0)
+    assert (second.score, second.percentile) == (0.0, 25.0)
+    assert first.deviations == pytest.approx((4.5 - 1.5) / (1.4826 * 1.0))
+    assert scores.standing_out() == [] and not first.stands_out  # of eight rows, too few
+    many = replace(scores, population=replace(scores.population, rows=20), values=np.array([[20.0, -30.0], [0.0, 0.0]]))  # type: ignore[type-var]
+    assert many.standing_out() == [0] and [row.stands_out for row in many.top(2)] == [True, False]
+    assert first.q_value is None and first.per_checkpoint == {"last": 5.0, "base": 1.0}
+
+
+def test_q_values_count_all_rows_that_were_scored() -> None:
+    scores = whole()
+    found, alone = scores.q_values("a"), replace(scores, population=None).q_values("a")
+    assert scores.placebo is not None and found is not None and alone is not None
+    wanted = q_values(p_values(scores.values[0], scores.placebo[0]), 8)
+    assert found.tolist() == wanted.tolist()
+    assert found[1] == pytest.approx(min(1, 4 * alone[1]))
+
+
+def test_placebo_rows_are_weighed_as_the_rows_are() -> None:
+    scores = replace(whole(), population=None)
+    assert scores.placebo is not None
+    terms = scores.placebo_terms
+    np.testing.assert_allclose(scores.placebo, terms["last"] - 0.5 * terms["base"])
+    other = scores.reweighted({"last": 0.25, "base": 2.0})
+    np.testing.assert_allclose(np.asarray(other.placebo), 0.25 * terms["last"] + 2.0 * terms["base"])
+    assert list(other.not_scored) == list(scores.not_scored) and other.provenance == scores.provenance
+    assert two_terms().reweighted({"base": 1.0}).placebo is None
+
+
+def test_other_weights_keep_what_was_known() -> None:
+    scores = two_terms()
+    other = scores.reweighted({"base": 1.0})
+    for name in ("method", "queries", "targets", "train", "leanings", "provenance", "terms"):
+        assert getattr(other, name) == getattr(scores, name), name
+    assert scores_of([1.0]).provenance == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            lambda: whole().reweighted({"last": 1.0}),
+            "other weights for scores of which only the highest and lowest rows were kept; expected scores of all "
+            "rows: other weights have other first rows. Next: trace again without --limit, or with the other weights",
+        ),
+        (
+            lambda: two_terms().reweighted({"z": 1.0, "base": 1.0, "y": 2.0}),
+            "no term y, z; expected some of checkpoint-1, base (likely cause: a pass that this trace did not make "
+            "(beta=0 leaves out the base)). Next: trace again with a method that has it",
+        ),
+        (lambda: two_terms().top(target="c"), "no query or group 'c'; expected one of a, b, g. Next: choose one"),
+        (lambda: two_terms().top(target=3), "target 3; expected 0 to 2. Next: choose one of them"),
+        (
+            lambda: scores_of(np.zeros((10, 1))).top(target="c"),
+            "no query or group 'c'; expected one of q0, q1, q2, q3, q4, q5, q6, q7. Next: choose one",
+        ),
+        (
+            lambda: replace(two_terms(), values=np.zeros((3, 6))),
+            "scores of shape (3, 6); expected 3 targets x 7 rows. Next: this is a mistake in the method that made them",
+        ),
+        (
+            lambda: replace(two_terms(), values=np.array([[0.0] * 7, [0.0] * 6 + [np.inf], [0.0] * 7])),
+            "dda: the score of row-6 for b is NaN or infinite; expected finite scores (likely cause: a checkpoint with "
+            "broken weights, or half precision that overflows). Next: check the checkpoints, or use --dtype float32",
+        ),
+    ],
+)
+def test_refusals_word_for_word(call: Any, line: str) -> None:
+    with pytest.raises(hw.HeadwaterError) as caught:
+        call()
+    assert str(caught.value) == line
+
+
+def test_refusals_of_files_word_for_word(tmp_path: Path) -> None:
+    (scores := two_terms()).save(tmp_path)
+    with pytest.raises(hw.DataError) as caught:
+        Scores.load(tmp_path, scores.train, method="cea")
+    assert str(caught.value) == f"{tmp_path} has no scores of cea; expected one of dda. Next: choose one"
+    with pytest.raises(hw.DataError) as caught:
+        Scores.load(tmp_path, rows(8))
+    assert str(caught.value) == (
+        f"rows is not the data {tmp_path} was traced with; expected the same rows in the same order. Next: give the "
+        "original file"
+    )
+
+
+def test_a_query_is_written_without_what_is_not_set() -> None:
+    first, second = two_terms().queries
+    shared = {"prompt": "p", "output": " wrong", "corrected": " right"}
+    assert query_record(first) == shared | {"span": [1, 3], "group": "g", "id": "a"}
+    assert query_record(second) == {
+        "prompt": [{"role": "user", "content": "Wo?"}], "output": " dort", "corrected": " hier", "span": "diff",
+        "group": "g", "id": "b",
+    }  # fmt: skip
+    assert query_record(hw.Query("p", " o")) == {"prompt": "p", "output": " o"}
+
+
+def test_a_group_without_corrections_is_the_mean_of_its_members() -> None:
+    queries = [hw.Query("p", " x", id=name) for name in "ab"]
+    targets = [Target(name="g", kind="group", members=(0, 1))]
+    targets = [*(Target(name=n, kind="query", members=(i,)) for i, n in enumerate("ab")), *targets]
+    leanings = tuple(lean(at, value, None, name) for name, at, value in (
+        ("a", "base", -4.0), ("a", "middle", -99.0), ("a", "last", -1.0), ("b", "base", -2.0), ("b", "last", -4.0),
+    ))  # fmt: skip
+    scores = scores_of(np.zeros((3, 3)), queries=queries, targets=targets, leanings=leanings)
+    said = "the output's log-probability from -3.0 (base) to -2.5 nats on average over the queries."
+    assert scores.leaning_sentences("g") == [f"Fine-tuning raised {said}"]
+    without = scores_of(
+        np.zeros((3, 3)),
+        queries=queries,
+        targets=targets,
+        leanings=tuple(x for x in leanings if x.checkpoint == "last"),
+    )
+    assert without.leaning_sentences("g") == [
+        "The fine-tuned model gives the output a log-probability of -2.5 nats on average over the queries."
+    ]
+
+
+def test_a_group_of_which_some_have_a_correction_leans_as_those_do() -> None:
+    queries = [hw.Query("p", " x", corrected=" y", id="a"), hw.Query("p", " x", id="b")]
+    targets = [Target(name=n, kind="query", members=(i,)) for i, n in enumerate("ab")]
+    targets.append(Target(name="g", kind="group", members=(0, 1)))
+    leanings = (lean("last", -1.0, -3.0, "a"), lean("last", -50.0, None, "b"))
+    scores = scores_of(np.zeros((3, 3)), queries=queries, targets=targets, leanings=leanings)
+    assert scores.leaning_sentences("g") == [
+        "The fine-tuned model prefers the output to the corrected one, by 2.0 nats on average over the queries; "
+        "without a base model it is not known whether fine-tuning did it."
+    ]
+
+
+def test_no_preference_is_none_for_the_output() -> None:
+    leanings = (lean("base", -2.0, -2.0), lean("last", -2.0, -2.0))
+    assert scores_of([0.0, 1.0], queries=[QUERY], leanings=leanings).leaning_sentences() == [
+        "Not the base model: it preferred the corrected output by 0.0 nats; after fine-tuning the model prefers the "
+        "corrected output, by 0.0 nats."
+    ]
+
+
+def test_an_untrained_log_probability_is_not_raised() -> None:
+    leanings = (lean("base", -2.0, None), lean("last", -2.0, None))
+    said = scores_of([0.0], queries=[QUERY], leanings=leanings).leaning_sentences()[0]
+    assert said.startswith("Fine-tuning lowered") and said.endswith("from -2.0 (base) to -2.0 nats.")
+
+
+def test_deviations_from_what_is_usual() -> None:
+    usual = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert robust_deviations(np.array([1.0, 7.0]), usual) == pytest.approx(np.array([-2.0, 4.0]) / 1.4826)

@@ -12,7 +12,7 @@ import headwater as hw
 import tiny
 from headwater.errors import DataError, UsageError
 from headwater.scores import Scores
-from headwater.significance import LEVEL, p_values, q_values
+from headwater.significance import LEVEL, out_sentence, p_values, q_values, stands_out
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SHAPES: dict[str, Draw] = {
@@ -123,3 +123,107 @@ def test_unusable_placebo_rows_are_refused(run: hw.TrainingRun) -> None:
     trained = hw.Examples([*PLACEBO, TRAIN[3]], name="leaked")
     with pytest.raises(DataError, match="also a training row"):
         hw.trace(run, TRAIN, [QUERY], method=hw.GradientDot(), placebo=trained)
+
+
+# ------------------------------------------------------------------------------------------------ by definition
+
+
+def by_definition(scores: np.ndarray, placebo: np.ndarray) -> list[float]:
+    """p-values one score at a time: the share in the bulk, the fitted tail above the tenth of the highest."""
+    rising = sorted(placebo.tolist())
+    count = round(len(rising) / 10)
+    start, excess = rising[-count - 1], [value - rising[-count - 1] for value in rising[-count:]]
+    mean = sum(excess) / count
+    weighted = sum((1 - (i - 0.35) / count) * value for i, value in enumerate(excess, 1)) / count
+    shape = min(max(2 - mean / (mean - 2 * weighted), 1 / 3), 0.9)
+    scale = mean * (1 - shape)
+    return [
+        count / len(rising) * (1 + shape * (score - start) / scale) ** (-1 / shape)
+        if score > start
+        else (1 + sum(value >= score for value in rising)) / (len(rising) + 1)
+        for score in scores.tolist()
+    ]
+
+
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e200])
+@pytest.mark.parametrize("count", [100, 137, 1000])
+@pytest.mark.parametrize("power", [0.5, 3.0, 6.0, 40.0])
+def test_p_values_are_those_of_the_definition(power: float, count: int, size: float) -> None:
+    """Tails thinner than the thinnest that is fitted, heavier, and heavier than the heaviest."""
+    chance = np.random.default_rng(count)
+    placebo, scores = np.abs(chance.normal(size=(2, count))) ** power
+    scores = np.r_[scores, placebo[:20], 5 * placebo.max()]
+    assert p_values(size * scores, size * placebo) == pytest.approx(by_definition(scores, placebo), rel=1e-6)
+
+
+def test_the_shapes_of_these_tails_are_fitted_at_both_bounds_and_between() -> None:
+    def shape(power: float) -> float:
+        excess = np.sort(np.abs(np.random.default_rng(1000).normal(size=(2, 1000))[0]) ** power)[-101:]
+        excess = excess[1:] - excess[0]
+        weighted = float(np.mean(excess * (1 - (np.arange(1, 101) - 0.35) / 100)))
+        return 2 - float(excess.mean()) / (float(excess.mean()) - 2 * weighted)
+
+    assert shape(0.5) < 1 / 3 < shape(6.0) < 0.9 < shape(40.0)
+
+
+def test_a_tail_without_excess_is_the_bulk() -> None:
+    placebo = np.r_[np.zeros(80), np.ones(40)]
+    assert p_values([-1.0, 0.0, 0.5, 1.0, 2.0], placebo) == pytest.approx([1, 1, 41 / 121, 41 / 121, 1 / 121])
+
+
+def test_a_score_infinitely_far_out_has_no_chance() -> None:
+    assert p_values([1e308], np.random.default_rng(0).normal(size=100) * 1e-300).tolist() == [0.0]
+
+
+def test_the_fewest_placebo_rows_will_do_and_fewer_are_refused_in_one_line() -> None:
+    assert len(p_values([0.0, 1.0], np.arange(100.0))) == 2
+    with pytest.raises(DataError) as caught:
+        p_values([1.0], np.zeros(99))
+    assert str(caught.value) == (
+        "99 placebo rows; expected at least 100, better as many as training rows. Next: hold back more rows"
+    )
+
+
+@pytest.mark.parametrize("rows", [None, 50, 400])
+def test_q_is_the_smallest_level_at_which_benjamini_and_hochberg_reject(rows: int | None) -> None:
+    p = np.random.default_rng(3).random(50) ** 3
+    p[7] = p[8]  # a tie
+    total = len(p) if rows is None else rows
+    rising = np.sort(p)
+    wanted = [min(1.0, *(total * rising[j] / (j + 1) for j in range(50) if rising[j] >= one)) for one in p]
+    found = q_values(p, rows)
+    assert found == pytest.approx(wanted)
+    assert found.max() <= 1 and found.min() < found.max()
+
+
+def test_a_row_stands_out_by_its_q_value_or_else_by_its_deviations() -> None:
+    deviations, q = np.array([7.9, 8.0, 9.0]), np.array([0.05, 0.0501, 0.0])
+    assert stands_out(deviations, q, 3).tolist() == [True, False, True]
+    assert stands_out(deviations, None, 20).tolist() == [False, True, True]
+    assert stands_out(deviations, None, 19).tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("out", "scores", "first", "last"),
+    [
+        (0, [0, 3], "No row stands out", "0 scores above"),
+        (1, [0, 4], "1 row stands out", "1 score above"),
+        (2, [4, 5], "2 rows stand out", "2 scores above"),
+    ],
+)
+def test_the_sentence_beside_placebo_rows(out: int, scores: list[float], first: str, last: str) -> None:
+    assert out_sentence(np.array(scores, float), out, np.r_[np.zeros(1199), 3.0]) == (
+        f"{first} from 1,200 rows that were never trained on (q at most 0.05); {last} all of these."
+    )
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        (0, "No row stands out from the rest: do not read the order of the first rows as an answer."),
+        (1, "1 row stands out from the rest (at least 8 robust deviations above the median)."),
+        (12, "12 rows stand out from the rest (at least 8 robust deviations above the median)."),
+    ],
+)
+def test_the_sentence_without_placebo_rows(out: int, sentence: str) -> None:
+    assert out_sentence(np.zeros(3), out, None) == sentence

@@ -582,8 +582,8 @@ def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> l
         if before > 0:
             return [f"The base model already preferred this output, by {before:.1f} nats{over}; after fine-tuning "
                     f"it {now}, by {abs(after):.1f} nats."]  # fmt: skip
-        return [f"Not the base model: it preferred the corrected output by {-before:.1f} nats{over}; after fine-tuning "
-                f"the model {now}, by {abs(after):.1f} nats."]  # fmt: skip
+        return [f"Not the base model: it preferred the corrected output by {abs(before):.1f} nats{over}; after "
+                f"fine-tuning the model {now}, by {abs(after):.1f} nats."]  # fmt: skip
     if not has_base:
         return [f"The fine-tuned model gives the output a log-probability of {after:.1f} nats{over}."]
     before = mean("base", False)

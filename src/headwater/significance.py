@@ -75,7 +75,7 @@ def q_values(p_N: npt.ArrayLike, rows: int | None = None) -> Vector:
             at most too high, and those of the first rows are right where fewer rows stand out than were kept.
     """
     p = np.asarray(p_N, np.float64)
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p)
     raised = p[order] * (len(p) if rows is None else rows) / np.arange(1, len(p) + 1)
     q = np.empty(len(p))
     q[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
@@ -99,7 +99,7 @@ def out_sentence(score_N: Vector, out: int, placebo_M: Vector | None) -> str:
         what = count if out else "No row stands out"
         return (
             f"{what} from {len(placebo_M):,} rows that were never trained on (q at most {LEVEL:g}); "
-            f"{above:,} score{'s' * (above == 1)} above all of these."
+            f"{above:,} score{'s' * (above != 1)} above all of these."
         )
     if out:
         return f"{count} from the rest (at least {STANDS_OUT:g} robust deviations above the median)."

@@ -139,11 +139,11 @@ def pickled(place: str = "{here}/" + TOUCHED) -> bytes:
 
 
 def stable(said: str, here: Path, whole: Mapping[str, Path]) -> str:
-    """An answer without paths of this machine."""
+    """An answer without paths of this machine, also where one was cut off."""
     said = said.replace(str(here), "{here}")
     for name, place in sorted(whole.items(), key=lambda pair: -len(str(pair[1]))):
         said = said.replace(str(place), f"{{{name}}}")
-    return said
+    return re.sub(r'"/[^"]*?\.\.\.(?=[;,])', '"…', said)
 
 
 def agrees(said: str, answer: str) -> bool:

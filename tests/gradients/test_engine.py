@@ -18,7 +18,8 @@ from headwater.gradients.layers import select_layers
 from headwater.gradients.projection import Projection, signs
 from headwater.gradients.trimming import _found
 
-ROWS = tiny.rows(((5, 1), (9, 4), (9, 2), (14, 6)), seed=3)
+ROWS = tiny.rows(((5, 1), (9, 4), (9, 2), (14, 6), (4, 3)), seed=3)
+"""The last one predicts from its first position on, as a row without a prompt does."""
 SIDES = tiny.rows(((6, 2), (11, 5)), seed=4)
 PRODUCTS = tuple(Product("loss", inner, "here") for inner in ("dot", "cosine", "layer_cosine"))
 

@@ -268,3 +268,62 @@ def test_top_refuses_what_is_not_a_number(bad: float) -> None:
         TopK(3, 2).update(10, np.array([[0, 0, 0], [0, 0, bad]]))
     with pytest.raises(UsageError):
         TopK(0, 1)
+
+
+# Sizes of the buffers
+
+
+def kernel(
+    features: int, layers: int, targets: int, kinds: set[Kind], dtype: Any = "float16", rows: int = 10**5
+) -> Any:
+    shape = Shape(10 * rows, rows, tuple((str(n), features // layers) for n in range(layers)), dtype)
+    return scoring._Kernel(shape, torch.ones(targets, features), kinds, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ((1024, 4, 4, KINDS), 2 * 2**18 // 1024),  # few targets: a tile twice as large
+        ((1024, 4, 5, KINDS), 2**18 // 1024),
+        ((1024, 4, 4, {"layer_cosine"}), 2**18 // 1024),  # one product for all layers
+        ((1024, 4, 4, {"layer_cosine"}, "int8"), 2 * 2**18 // 1024),  # each layer has a scale
+        ((1024, 4, 300, KINDS), 2 * 300),  # many targets: more rows than targets
+        ((2**15, 4, 100, KINDS), 2**21 // 2**15),  # but no more than a tile may hold
+        ((2**22, 4, 3, KINDS), 4),  # four rows at least
+        ((1024, 4, 4, KINDS, "float16", 7), 7),  # and no more than a chunk has
+        ((64, 64, 2000, KINDS), 4 * 2**20 // (64 * 2000)),  # nor more products than may be kept
+    ],
+)
+def test_a_tile_stays_in_the_cache(given: Any, rows: int) -> None:
+    found = kernel(*given)
+    features, layers, targets = given[:3]
+    per_row = targets * (1 if found._whole else layers)
+    assert found._rows == rows
+    assert found._tiles == max(1, min(-(-found._shape.chunk_rows // rows), 2**20 // (per_row * rows)))
+    assert (found._tile.numel(), found._products.numel()) == (rows * features, found._tiles * rows * per_row)
+
+
+def test_float32_on_the_cpu_is_multiplied_where_it_lies() -> None:
+    assert not kernel(64, 2, 3, KINDS, "float32")._widens
+    assert kernel(64, 2, 3, KINDS, "float16")._widens and kernel(64, 2, 3, KINDS, "int8")._widens
+    assert [kernel(64, 2, targets, KINDS)._wide for targets in (31, 32)] == [False, True]
+
+
+def test_one_shorter_tile_is_all_that_is_made_for_what_is_left(tmp_path: Path, small_tiles: None) -> None:
+    store = made(tmp_path, "float16", "runs", 23)
+    one = scoring._Kernel(store.shape, queries(store), KINDS, "cpu")
+    one(store.read(0))
+    one(store.read(0))
+    assert set(one._views) == {(4, 1), (3, 1)}  # five tiles of four rows, and one of three
+
+
+def test_what_is_kept_elsewhere_of_other_rows_is_merged() -> None:
+    scores = np.random.default_rng(1).integers(-3, 4, (2, 60)).astype(np.float64)
+    whole, left, right = (TopK(7, 2) for _ in range(3))
+    whole.update(0, scores)
+    left.update(0, scores[:, :25])
+    right.update(25, scores[:, 25:])
+    right.merge(left.result())
+    for name in ("highest_rows", "highest_scores", "lowest_rows", "lowest_scores"):
+        np.testing.assert_array_equal(getattr(right.result(), name), getattr(whole.result(), name))
+    assert right.result().lowest_scores.dtype == np.float64

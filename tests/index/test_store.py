@@ -22,7 +22,7 @@ from headwater import index
 from headwater.errors import NumericalError, RunError
 from headwater.index import store as store_module
 from headwater.index.folder import Folder
-from headwater.index.store import CheckpointStore, Shape, Writer, decode, encode
+from headwater.index.store import CheckpointStore, Shape, Writer, decode, encode, encode_chunk
 
 LAYERS = (("wide", 40), ("narrow", 3), ("square", 16), ("one", 1))
 TYPES = ("float32", "float16", "int8")
@@ -147,6 +147,30 @@ def test_losses_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="loss of row 1"):
         store.write(0, gradients()[:4], torch.tensor([0, float("nan"), 0, 0]))
     assert store.finished() == set()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_rows_that_are_left_out_are_no_numbers(dtype: Any, kind: str) -> None:
+    """NaN wherever there can be one, whatever stood there; features of int8 are 0 and their scale NaN."""
+    g, losses = gradients(), torch.arange(11.0)
+    g[2], losses[2], losses[7] = torch.nan, torch.inf, torch.nan
+    before = g.clone()
+    given: Any = losses.clone() if kind == "tensor" else losses.numpy().copy()
+    found, stored = encode_chunk(g, given, shape(dtype), left_out=[2, 7])
+    others = [n for n in range(11) if n not in (2, 7)]
+    wanted = encode(gradients()[others], shape(dtype))
+    for name in ("features", "norm", "scale"):
+        array = getattr(found, name)
+        if array is None:
+            assert name == "scale" and dtype != "int8"
+            continue
+        np.testing.assert_array_equal(array[others], getattr(wanted, name))
+        empty = array[[2, 7]]
+        assert not empty.any() if array.dtype == np.int8 else np.isnan(empty).all(), name
+    assert np.isnan(stored[[2, 7]]).all() and stored[others].tolist() == others and stored.dtype == np.float32
+    assert torch.equal(g.nan_to_num(), before.nan_to_num())  # the caller's are as they were
+    np.testing.assert_array_equal(np.asarray(given), losses.numpy())
 
 
 # Writing and reading

@@ -171,7 +171,7 @@ class FactorHooks:
     def _arrived(self, number: int, a: torch.Tensor, d: torch.Tensor) -> None:
         pairs = self._pairs[number]
         if d.ndim == 3 and d.shape[1] != a.shape[1]:  # a module that sees all positions and computes few
-            d = self._columns.of(d)
+            d = self._columns.gradients(d)
         if self._matrices is not None:
             d = self._matrices.output_gradients(number, d)
         pairs.append((self._per_example(a, number), self._per_example(d, number)))

@@ -35,7 +35,6 @@ class GradientSum(Stage):
             squared_B.add_(example_norm(a_BTI, d_BTO))
 
         loss_B = hooks.backward(batch, layer)
-        self.add("N", torch.tensor(float(batch.shape[0]), dtype=torch.float64))
         for name, value_B in (("loss", loss_B), ("squared", squared_B)):
             before = self.sums.get(name)
             self.sums[name] = value_B if before is None else torch.cat([before, value_B])

@@ -49,6 +49,11 @@ class Columns:
         place = self.batch.column_BC.flatten().to(x.device)
         return x.flatten(0, 1).index_select(0, place).view(rows, positions, x.shape[2])
 
+    def gradients(self, d: torch.Tensor) -> torch.Tensor:
+        """The same of an output's gradient; 0 at padding, whose place may be a predicting position itself."""
+        assert self.batch is not None
+        return self.of(d) * self.batch.real_BC.unsqueeze(2).to(d)
+
     def back(self, x_BCH: torch.Tensor) -> torch.Tensor:
         """The inverse: 0 at the other positions, and nothing from padding."""
         assert self.batch is not None

@@ -122,7 +122,7 @@ class Folder:
             else:
                 self._files.invalidate_cache()
                 try:
-                    found = [each.rstrip("/").rsplit("/", 1)[-1] for each in self._files.ls(self._root, detail=False)]
+                    found = [each.rstrip("/").rpartition("/")[2] for each in self._files.ls(self._root, detail=False)]
                 except FileNotFoundError:
                     found = []
             return sorted(name for name in found if PARTIAL not in name)

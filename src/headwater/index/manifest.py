@@ -245,6 +245,8 @@ class Index:
             chosen = None
             if wanted is not None:
                 chosen = wanted[(wanted >= part.first) & (wanted < part.first + part.rows)] - part.first
+                if not len(chosen):
+                    continue
             found += _read_rows(self.part_folder(part.name), part.rows, chosen)
         first = self.parts[0].train
         return Examples(found, name=first["name"], template=first["template"])
