@@ -283,11 +283,8 @@ def kernel(
 @pytest.mark.parametrize(
     ("given", "rows"),
     [
-        ((1024, 4, 4, KINDS), 2 * 2**18 // 1024),  # few targets: a tile twice as large
-        ((1024, 4, 5, KINDS), 2**18 // 1024),
-        ((1024, 4, 4, {"layer_cosine"}), 2**18 // 1024),  # one product for all layers
-        ((1024, 4, 4, {"layer_cosine"}, "int8"), 2 * 2**18 // 1024),  # each layer has a scale
-        ((1024, 4, 300, KINDS), 2 * 300),  # many targets: more rows than targets
+        ((1024, 4, 4, KINDS), 2**20 // 1024),
+        ((1024, 4, 600, KINDS), 2 * 600),  # many targets: more rows than targets
         ((2**15, 4, 100, KINDS), 2**21 // 2**15),  # but no more than a tile may hold
         ((2**22, 4, 3, KINDS), 4),  # four rows at least
         ((1024, 4, 4, KINDS, "float16", 7), 7),  # and no more than a chunk has
