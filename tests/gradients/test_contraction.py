@@ -275,6 +275,18 @@ def test_lengths_on_both_sides_of_a_threshold_keep_both_representations() -> Non
         assert ((True, True) in wanted) == (len(lengths) > 1)
 
 
+def test_a_weight_that_is_applied_several_times_makes_as_many_pairs() -> None:
+    taken = []
+    for uses in (1, 3):
+        hooks = hooks_of(64)
+        hooks.uses = [uses] * len(hooks.uses)
+        stored = side_gradients(hooks, LONG, batch_tokens=5000, lengths=(1.0,))
+        taken.append(kinds(stored))
+        form = {shape: cheapest(5000, 1.0, shape, 2, uses * PAIRS, norm=True, forms=FORMS) for shape in hooks.shapes}
+        assert taken[-1] == [(form[s] == "factored", form[s] != "factored") for s in hooks.shapes]
+    assert taken[0] != taken[1]
+
+
 def test_where_memory_is_short_the_smaller_representation_is_kept() -> None:
     hooks = hooks_of(64)
     options: dict[str, Any] = {"batch_tokens": 5000, "lengths": (1.0, 5000.0)}

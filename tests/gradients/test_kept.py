@@ -122,6 +122,18 @@ def test_compact_factors_are_the_same_gradients_in_fewer_numbers() -> None:
     assert small.kept.most < plain.kept.most
 
 
+def test_the_sentence_says_how_much_was_kept_and_what_it_saved() -> None:
+    kept = Kept({SOURCE: Passes(2)}, lambda: 1 << 40)
+    kept.ran, kept.read = 300, 100
+    said = (
+        "gradients of rows were kept in memory, {} at most: of the tokens of the passes that share them 25% did "
+        "without the model"
+    )
+    for most, size in ((3 << 19, "1.5 MiB"), ((1 << 30) - (1 << 20), "1023.0 MiB"), (1 << 30, "1.0 GiB")):
+        kept.most = most
+        assert kept.sentence() == said.format(size)
+
+
 def test_a_source_of_one_pass_keeps_nothing() -> None:
     kept = Kept({SOURCE: Passes(1)}, lambda: 1 << 30)
     assert kept.begin(SOURCE) is None

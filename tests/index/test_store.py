@@ -219,6 +219,26 @@ def test_same_input_same_bytes_as_zarr_writes_them(tmp_path: Path) -> None:
     assert tree(ours.folder.path) == before
 
 
+def test_a_group_exists_when_all_its_arrays_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_files: list[str] = []
+    write = Folder.write_whole
+
+    def noted(self: Folder, name: str, data: bytes) -> None:
+        written_files.append(name)
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write_whole", noted)
+    store = CheckpointStore.create(tmp_path, "last", shape("int8"))
+    arrays = {f"{array}/zarr.json" for array in ("features", "norm", "scale", "loss")}
+    assert set(written_files[:-1]) == arrays and written_files[-1] == "zarr.json"
+    names = {
+        array: json.loads(store.folder.read_bytes(f"{array}/zarr.json"))["dimension_names"]
+        for array in store.shape.arrays
+    }
+    layer = ["row", "layer"]
+    assert names == {"features": ["row", "feature"], "norm": layer, "scale": layer, "loss": ["row"]}
+
+
 def test_a_chunk_of_zeros_is_written(tmp_path: Path) -> None:
     store = CheckpointStore.create(tmp_path, "last", shape("int8", rows=4))
     store.write(0, torch.zeros(4, 60), torch.zeros(4))
