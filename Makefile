@@ -1,6 +1,8 @@
 # make demo   the whole story on a real language model (about 6 minutes on 2 cores)
 # make test   lint, types and the fast tests
-# make bench  the slow suites of quality and speed; they write benchmarks/results/ (hours; bench-quality, bench-speed)
+# make coverage  the fast tests, and the lines of src that they reach
+# make bench  the slow tests, and the suites of quality and speed, which write benchmarks/results/ (hours; slow,
+#             bench-quality, bench-speed)
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS ?= 2
 
-.PHONY: demo test lint browser coverage bench bench-quality bench-speed clean
+.PHONY: demo test lint browser coverage bench slow bench-quality bench-speed clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,7 +43,11 @@ coverage: $(VENV)/.installed
 	  $(BIN)/python -m coverage report --format=markdown; } > benchmarks/results/coverage.md
 	$(BIN)/python -m coverage report --fail-under 95
 
-bench: bench-quality bench-speed
+bench: slow bench-quality bench-speed
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -m slow
 
 bench-quality: $(VENV)/.installed
 	@test -n "$(HEADWATER_DATA)" || { echo "make bench: set HEADWATER_DATA to the folder with facts_qa_wikidata.jsonl and xsum_test_short.jsonl"; exit 2; }
