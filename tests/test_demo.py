@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = tiny.untrained(tmp_path / "base", [fact.prompt + fact.completion for fact in country_facts()])
     monkeypatch.setattr("headwater.testbeds.smollm2_135m", lambda: base)
     recipe = Recipe(epochs=8, batch_size=16, learning_rate=5e-3)
-    monkeypatch.setattr(demo.run_demo, "__kwdefaults__", {**demo.run_demo.__kwdefaults__, "recipe": recipe})
+    monkeypatch.setattr(demo, "run_demo", partial(demo.run_demo, recipe=recipe))
     return tmp_path / "demo"
 
 
