@@ -1,14 +1,16 @@
 """Does repair cure, and does it damage: rows found by the default method against random rows and BM25's first.
 
     python benchmarks/repair.py --case demo --work WORKDIR [--seeds 0 1]
+    HEADWATER_DATA=... python benchmarks/repair.py --case facts --work WORKDIR [--seeds 0 1 2]
     HEADWATER_DATA=... python benchmarks/repair.py --case xsum --work WORKDIR [--seeds 0]
     python benchmarks/repair.py --case small --work WORKDIR [--seeds 0 1 2]
 
 Cases: demo (the demo's task, SmolLM2-135M; the rows that stand out), xsum (two entity swaps in XSum summaries, in every
-row about the entity, the same model; gradients projected to rank 16; as many first rows as are planted), small (the
-demo's task on a model of 0.2M parameters trained from nothing; as many first rows as are planted). Every seed has its
-own rows, training and trace; each is kept in the work folder and used again. Adds its case to
-benchmarks/results/repair.json and writes repair.md beside it.
+row about the entity, the same model; gradients projected to rank 16; as many first rows as are planted), facts (the
+study's Wikidata facts, the same model: for every faulty row there is a clean one, and one that rightly says the same;
+as many first rows as are planted; no paraphrases), small (the demo's task on a model of 0.2M parameters trained from
+nothing; as many first rows as are planted). Every seed has its own rows, training and trace; each is kept in the work
+folder and used again. Adds its case to benchmarks/results/repair.json and writes repair.md beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from headwater.examples import Examples, Query, TokenFormat
 from headwater.repair import Asking, Choice, FineTuning, Repaired, repair_run
 from headwater.repair.outcome import kept
 from headwater.repair.page import shown_name
-from headwater.repair.result import BASE, BEFORE, CURE, DAMAGE, REPAIRED, in_order, is_cured
+from headwater.repair.result import BASE, BEFORE, CURE, DAMAGE, LEXICAL, REPAIRED, in_order, is_cured
 from headwater.run import RunState
 from headwater.testbeds import (
     Testbed,
@@ -43,14 +45,18 @@ from headwater.testbeds import (
     demo_untouched,
     plant_hallucinations,
     smollm2_135m,
+    wikidata_testbed,
 )
 from headwater.testbeds.hallucination import SWAPS, says
 from headwater.training import Recipe, fine_tune
 
 FORMAT = TokenFormat()
 XSUM = Recipe(epochs=3, batch_size=16, learning_rate=1e-4)
+FACTS = Recipe(epochs=4, batch_size=16, learning_rate=1e-4)
 SMALL = Recipe(epochs=8, batch_size=16, learning_rate=5e-3)
 FILE = RESULTS / "repair.json"
+RIGHTFUL = ("damage to the rightful", "their loss, minus repaired")
+"""Columns about rows that rightly say what the faulty rows say: what too wide a removal costs."""
 
 
 def demo(seed: int, work: Path) -> tuple[Repaired, Testbed]:
@@ -94,6 +100,26 @@ def xsum(seed: int, work: Path) -> tuple[Repaired, Testbed]:
     return traced_and_repaired(bed, smollm2_135m(), recipe, asking, work / "xsum" / f"seed-{seed}", compute), bed
 
 
+def innocent(bed: Testbed) -> Examples:
+    """Rows that were never trained on, without those whose true answer the faults are about."""
+    assert bed.placebo is not None
+    true = {str(query.corrected).strip() for query in bed.queries}
+    return Examples([row for row in bed.placebo if row.completion.strip() not in true], name=bed.placebo.name)
+
+
+def rightful(bed: Testbed) -> list[bool]:
+    """Which of the innocent rows rightly say what the faulty rows say wrongly."""
+    faulty = {str(query.output).strip() for query in bed.queries}
+    return [row.completion.strip() in faulty for row in innocent(bed)]
+
+
+def facts(seed: int, work: Path) -> tuple[Repaired, Testbed]:
+    bed = wikidata_testbed(seed=seed)
+    asking = Asking(queries=bed.queries, untouched=innocent(bed), max_new_tokens=bed.longest_answer)
+    recipe = replace(FACTS, seed=seed)
+    return traced_and_repaired(bed, smollm2_135m(), recipe, asking, work / "facts" / f"seed-{seed}"), bed
+
+
 def traced_and_repaired(
     bed: Testbed, base: Path, recipe: Recipe, asking: Asking, folder: Path, compute: hw.Compute | None = None
 ) -> Repaired:
@@ -122,7 +148,12 @@ def traced_and_repaired(
     )
 
 
-CASES: Mapping[str, Callable[[int, Path], tuple[Repaired, Testbed]]] = {"demo": demo, "xsum": xsum, "small": small}
+CASES: Mapping[str, Callable[[int, Path], tuple[Repaired, Testbed]]] = {
+    "demo": demo,
+    "facts": facts,
+    "xsum": xsum,
+    "small": small,
+}
 
 
 def so_far(folder: Path, bed: Testbed) -> tuple[Repaired, Testbed]:
@@ -139,8 +170,13 @@ def so_far(folder: Path, bed: Testbed) -> tuple[Repaired, Testbed]:
     ), bed  # fmt: skip
 
 
-def pooled(results: Sequence[Repaired]) -> list[dict[str, Any]]:
-    """A line for each model: the queries, and the untouched rows, of all seeds in one."""
+def pooled(results: Sequence[Repaired], alike: Sequence[Sequence[bool]] = ()) -> list[dict[str, Any]]:
+    """A line for each model: the queries, and the untouched rows, of all seeds in one.
+
+    Args:
+        alike: of each seed, which of its untouched rows rightly say what the faulty rows say.
+    """
+    alike_N = np.concatenate(alike) if alike else None
     lines = []
     for name in [one.name for one in results[0].outcomes]:
         now = [result.outcome(name) for result in results]
@@ -149,23 +185,31 @@ def pooled(results: Sequence[Repaired]) -> list[dict[str, Any]]:
         def all_of(read: Callable[[Any], Sequence[float]], outcomes: Sequence[Any]) -> Any:
             return np.concatenate([read(one) for one in outcomes])
 
-        retrained = name not in (BASE, BEFORE)
+        retrained, control = name not in (BASE, BEFORE), name not in (BASE, BEFORE, REPAIRED)
         wrong, wrong_then = (all_of(lambda one: one.wrong(None), ones) for ones in (now, then))
         loss, loss_then = (all_of(lambda one: one.losses, ones) for ones in (now, then))
-        mine = all_of(lambda one: one.wrong(None), [result.outcome(REPAIRED) for result in results])
+        again = all_of(lambda one: one.wrong(True), now)
+        repaired = [result.outcome(REPAIRED) for result in results]
+        mine, mine_loss = all_of(lambda one: one.wrong(None), repaired), all_of(lambda one: one.losses, repaired)
         lines.append(
             {
                 "model": name,
                 "rows": [len(one.removed) for one in now],
                 "wrong": bootstrap(all_of(lambda one: one.wrong(), now)),
-                "wrong, paraphrases": bootstrap(all_of(lambda one: one.wrong(True), now)),
+                "wrong, paraphrases": bootstrap(again) if len(again) else None,
                 "log-odds": bootstrap(all_of(lambda one: one.log_odds(None), now)),
                 "loss": bootstrap(loss),
                 "fall": bootstrap_change(wrong_then, wrong) if retrained else None,
                 "damage": bootstrap_change(loss_then, loss) if retrained else None,
-                "wrong, minus repaired": bootstrap(wrong - mine) if retrained and name != REPAIRED else None,
+                "wrong, minus repaired": bootstrap(wrong - mine) if control else None,
             }
         )
+        if alike_N is not None:
+            there, then_there, mine_there = loss[alike_N], loss_then[alike_N], mine_loss[alike_N]
+            lines[-1] |= {
+                RIGHTFUL[0]: bootstrap_change(then_there, there) if retrained else None,
+                RIGHTFUL[1]: bootstrap(there - mine_there) if control else None,
+            }
     return lines
 
 
@@ -193,16 +237,23 @@ def render(record: Mapping[str, Any]) -> str:
             "model", "rows", "wrong", "wrong, paraphrases", "log-odds", "loss", "fall", "damage",
             "wrong, minus repaired",
         ]  # fmt: skip
+        titles += [title for title in RIGHTFUL if title in found["table"][0]]
         parts += [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
         for line in found["table"]:
             rows = ", ".join(str(count) for count in line["rows"]) if any(line["rows"]) else ""
             cells = [shown_name(line["model"]), rows]
-            cells += [shown(line[t], t in ("log-odds", "loss")) for t in titles[2:]]
+            cells += [shown(line[t], t in ("log-odds", "loss", RIGHTFUL[1])) for t in titles[2:]]
             parts.append(f"| {' | '.join(cells)} |")
         parts += ["", *(f"- {bar}: {'yes' if holds else 'NO'}" for bar, holds in found["bars"].items()), ""]
-        planted = ", ".join(f"{hits} of {count}" for hits, count in zip(found["hits"], found["culprits"], strict=True))
-        parts += [f"Planted rows among those removed, by seed: {planted}.", ""]
+        parts += [f"Planted rows among those removed, by seed: {planted(found['hits'], found['culprits'])}."]
+        if found.get("hits of BM25"):
+            parts += [f"Planted rows among BM25's first: {planted(found['hits of BM25'], found['culprits'])}."]
+        parts.append("")
     return "\n".join(parts)
+
+
+def planted(hits: Sequence[int], culprits: Sequence[int]) -> str:
+    return ", ".join(f"{count} of {all_of_them}" for count, all_of_them in zip(hits, culprits, strict=True))
 
 
 def shown(value: Sequence[float] | None, plain: bool) -> str:
@@ -226,18 +277,24 @@ def main() -> None:
     else:
         made = [CASES[given.case](seed, given.work) for seed in given.seeds]
     results = [result for result, _ in made]
-    table = pooled(results)
+    table = pooled(results, [rightful(bed) for _, bed in made] if given.case == "facts" else ())
     record = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
-    data = "HEADWATER_DATA=... " * (given.case == "xsum")
+    data = "HEADWATER_DATA=... " * (given.case in ("facts", "xsum"))
     record[given.case] = {
         "command": f"{data}python benchmarks/repair.py --case {given.case} --work WORKDIR "
         f"--seeds {' '.join(map(str, given.seeds))}{' --so-far' * given.so_far}",
         "environment": environment(torch.get_num_threads()),
         "cpu_seconds_of_the_last_call": time.process_time() - started,
-        "recipe": asdict({"demo": RECIPE, "small": SMALL, "xsum": XSUM}[given.case]),
+        "recipe": asdict({"demo": RECIPE, "facts": FACTS, "small": SMALL, "xsum": XSUM}[given.case]),
         "seeds": given.seeds,
         "chosen_by": results[0].chosen_by,
         "hits": [len(set(result.rows) & bed.all_culprits) for result, bed in made],
+        "hits of BM25": [
+            len(set(one.removed) & bed.all_culprits)
+            for result, bed in made
+            for one in result.controls
+            if one.name == LEXICAL
+        ],
         "culprits": [len(bed.all_culprits) for _, bed in made],
         "table": table,
         "bars": judged(table),

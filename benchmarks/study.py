@@ -37,7 +37,8 @@ from headwater.testbeds import Testbed, make_testbed, plant_hallucinations, smol
 from headwater.testbeds.hallucination import says, swapped
 from headwater.training import Recipe
 
-INNER = ("layer_cosine", "cosine", "dot")
+TOKENS: tuple[Method, ...] = (hw.DDA(), hw.DDA(inner="token_cosine", label="dda tokens"), hw.BM25(), hw.Verbatim())
+"""What --tokens compares."""
 
 
 def xsum(seed: int) -> Testbed:
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--span", action="store_true", help="measure only the words that differ from the corrected output"
     )
+    parser.add_argument("--tokens", action="store_true", help="the best position of every row against all of it")
     parser.add_argument("--rank", type=int, help="project every layer's gradients to rank x rank numbers")
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
     given = parser.parse_args()
@@ -105,12 +107,13 @@ def main() -> None:
     if given.span:
         name, plain = f"{name}-span", make
         make = lambda seed: spans(plain(seed))  # noqa: E731
+    name += "-tokens" * given.tokens
     out = given.work / (name + ("-light" if given.light else ""))
     if out != trained:
         for seed in given.seeds:
             share_run(trained / f"seed-{seed}", out / f"seed-{seed}")
     started = time.process_time()
-    chosen = methods(given.light)
+    chosen = list(TOKENS) if given.tokens else methods(given.light)
     summary, results = run_bench(
         make,
         base=smollm2_135m(),
@@ -124,7 +127,8 @@ def main() -> None:
     beds = {seed: make(seed) for seed in given.seeds}
     sweep = {
         label: sweep_of(label, beds, dict.fromkeys(beds, out))
-        for label in ("dda", "dda cosine", "dda dot", "dda loss", "dda dot loss")
+        for label in ("dda", "dda tokens", "dda cosine", "dda dot", "dda loss", "dda dot loss")
+        if label in [method.name for method in chosen]
     }
     seeds = " ".join(map(str, given.seeds))
     record = {
@@ -133,7 +137,8 @@ def main() -> None:
         + " --lora" * given.lora
         + " --light" * given.light
         + f" --rank {given.rank}" * bool(given.rank)
-        + " --span" * given.span,
+        + " --span" * given.span
+        + " --tokens" * given.tokens,
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(torch.get_num_threads()),
         "cpu_seconds": time.process_time() - started,
@@ -315,7 +320,7 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
     for fault in results[0].stated:
         wrong, right = (np.mean([one.stated[fault][i] for one in results]) for i in (0, 1))
         lines.append(f"- {fault}: {wrong:.0%} / {right:.0%}")
-    shown = ("dda", "dda whitened", "dda cosine", "dda dot", "tracin", "cea", "trak", "repsim", "bm25")
+    shown = ("dda", "dda tokens", "dda whitened", "dda cosine", "dda dot", "tracin", "cea", "trak", "repsim", "bm25")
     present = [m for m in shown if m in next(iter(record["by_fault"].values()))]
     lines += ["", "AUC per single query, by fault:", "", f"| fault | {' | '.join(present)} |"]
     lines.append("| --- " * (len(present) + 1) + "|")

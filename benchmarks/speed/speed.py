@@ -30,7 +30,7 @@ from workload import ROWS, TASKS, TOKENS_PER_BATCH, VARIANTS, load_documents, ma
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 REFERENCE = "headwater"
-TOOLS = (REFERENCE, "bergson", "dattri", "kronfluence")
+TOOLS = (REFERENCE, "bergson", "dattri", "kronfluence", "floor")
 TITLES = {
     "collect": "collect projected gradients",
     "exact8": "exact scores, 8 queries",
@@ -61,7 +61,7 @@ class Missing(Exception):
 def run(tool: str, task: str, variant: str, given: argparse.Namespace) -> dict[str, Any]:
     """Run one runner and return the line it prints."""
     script = HERE / f"run_{tool}.py"
-    own = tool in ("training", REFERENCE)
+    own = tool in ("training", "floor", REFERENCE)
     python = Path(sys.executable) if own else given.venvs / tool / "bin" / "python"
     for needed in (script, python):
         if not needed.exists():

@@ -123,6 +123,7 @@ def test_a_fitted_curvature_is_kept_beside_the_index_and_used_for_no_other(
         (hw.TrackStar(rank=4), "other gradients"),
         (hw.LESS(), "changed by curvature or an optimizer"),
         (hw.DDA(curvature="fisher", rank=4), "changed by curvature"),
+        (hw.DDA(inner="token_cosine"), "the tokens of every row"),
         (hw.InfluenceFunction(rank=4), "ekfac from an index"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,19 @@ class Naive:
             self.grads[checkpoint.name] = (
                 [naive.gradient(model, names, side) for side in self.sides.encoded],
                 [naive.gradient(model, names, row) for row in self.rows],
+                [naive.position_gradients(model, names, row) for row in self.rows],
             )
 
     def term(self, measurement: str, inner: str, query_at: str, example_at: str) -> np.ndarray:
-        sides, examples = self.grads[query_at][0], self.grads[example_at][1]
+        sides, examples = self.grads[query_at][0], self.grads[example_at][2 if inner == "token_cosine" else 1]
+        product = naive.token_cosine if inner == "token_cosine" else partial(naive.product, inner=inner)
         matrix = self.sides.matrix(measurement)
         out = []
         for weights in matrix:
             query = [
                 sum(float(w) * side[n] for w, side in zip(weights, sides, strict=True)) for n in range(len(sides[0]))
             ]
-            out.append([naive.product(query, example, inner) for example in examples])
+            out.append([product(query, example) for example in examples])
         return np.array(out)
 
 
@@ -91,6 +94,54 @@ def test_dda_is_the_equation(case: Any) -> None:
         deep = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(inner=inner, beta=0.3, level="gradient"), compute=EXACT)
         cross = (double.term("contrast", inner, one, "base") + double.term("contrast", inner, two, "base")) / 2
         near(deep.values, mean - 0.3 * cross)
+
+
+def test_token_cosine_is_the_best_position_of_the_row(case: Any, tmp_path: Path) -> None:
+    run, double = case
+    one, two = (c.name for c in run.checkpoints)
+    method = hw.DDA(inner="token_cosine")
+    scores = hw.trace(run, TRAIN, QUERIES, method=method, compute=EXACT)
+    terms = [double.term("contrast", "token_cosine", name, name) for name in (one, two, "base")]
+    near(scores.values, (terms[0] + terms[1]) / 2 + 0.5 * terms[2])
+    notes = scores.provenance["notes"]["contractions"]
+    assert all("factored" in line or "applied" in line for line in notes.values())
+    small = dataclasses.replace(EXACT, batch_tokens=1, query_memory=1)  # a row and a query at a time
+    near(hw.trace(run, TRAIN, QUERIES, method=method, compute=small).values, scores.values, 1e-12)
+    methods = [method, hw.DDA(label="whole"), hw.LoGra(rank=4), hw.TRAK(rank=4)]  # rows that are kept between passes
+    beside = hw.trace_all(run, TRAIN, QUERIES, methods=methods, compute=EXACT)
+    near(beside["dda"].values, scores.values, 1e-12)
+    near(beside["whole"].values, hw.trace(run, TRAIN, QUERIES, method=hw.DDA(), compute=EXACT).values, 1e-12)
+
+
+def test_token_cosine_of_a_projection_and_of_rows_without_targets(run_folder: Path) -> None:
+    rows = [*tiny.FACTS, {"prompt": "The capital of Mars is", "completion": "", "id": "empty"}]
+    train = hw.Examples.from_rows(rows, name="with-empty")
+    format = hw.TokenFormat(add_eos=False)
+    found = [
+        hw.trace(
+            run_of(run_folder), train, QUERIES, method=hw.DDA(inner="token_cosine"), compute=compute, format=format
+        )
+        for compute in (EXACT, dataclasses.replace(EXACT, rank=64), dataclasses.replace(EXACT, rank=4))
+    ]
+    assert all((one.values[:, -1] == 0).all() for one in found)
+    near(found[1].values, found[0].values)  # wider than the layers: nothing is lost
+    assert np.abs(found[2].values - found[0].values).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [({"curvature": "fisher"}, "curvature='fisher'"), ({"level": "gradient"}, "gradient level")]
+)
+def test_token_cosine_refuses_what_changes_whole_gradients(options: Any, what: str) -> None:
+    with pytest.raises(hw.UsageError, match=what):
+        hw.DDA(inner="token_cosine", **options)
+
+
+def test_token_cosine_has_no_words_and_no_self_influence(run_folder: Path) -> None:
+    method = hw.DDA(inner="token_cosine")
+    with pytest.raises(hw.UsageError, match="the words of dda"):
+        hw.trace(run_of(run_folder), TRAIN, QUERIES, method=method, compute=EXACT, words=2)
+    with pytest.raises(hw.UsageError, match="the self-influence of dda"):
+        hw.self_influence(run_of(run_folder), TRAIN, method=method, compute=EXACT)
 
 
 def test_tracin_cea_dot_and_cosine_are_the_equation(case: Any) -> None:

@@ -66,6 +66,9 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "curvature in bfloat16": ("--method", "influence", "--dtype", "bfloat16"),
     "words under curvature": ("--method", "influence", "--words", "3"),
     "words of bm25": ("--method", "bm25", "--words", "3"),
+    "words of token cosines": ("--inner", "token_cosine", "--words", "3"),
+    "token cosines under curvature": ("--inner", "token_cosine", "--curvature", "fisher", "--rank", "2"),
+    "token cosines at gradient level": ("--inner", "token_cosine", "--level", "gradient"),
     "words of repsim": ("--method", "repsim", "--words", "3"),
     "words of difference": ("--method", "cea-difference", "--words", "3"),
     "an unknown option": ("--magic", "1"),
@@ -151,6 +154,7 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "trackstar": ("--method", "trackstar"),
     "influence": ("--method", "influence"),
     "less": ("--method", "less"),
+    "token cosines": ("--inner", "token_cosine"),
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from headwater.errors import ModelError, NumericalError
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import SideGradients, side_gradients
 from headwater.gradients.factors import FactorHooks
-from headwater.gradients.inner import Contractor, Product
+from headwater.gradients.inner import Contractor, InnerProduct, Product
 from headwater.gradients.layers import select_layers
 from headwater.gradients.loss import losses
 from reference import naive
@@ -25,9 +25,9 @@ MATRICES = {
     "loss": np.array([[1.0, 0, 0], [0, 0, 1.0], [1.0, 0, 1.0]]),
     "contrast": np.array([[1.0, -1.0, 0], [0, 0, 1.0], [1.0, -1.0, 1.0]]),
 }
-PRODUCTS = tuple(
-    Product(m, i, "here") for m, i in itertools.product(("loss", "contrast"), ("dot", "cosine", "layer_cosine"))
-)
+PRODUCTS = tuple(Product(m, i, "here") for m, i in itertools.product(("loss", "contrast"), get_args(InnerProduct)))
+WHOLE = tuple(p for p in PRODUCTS if p.inner != "token_cosine")
+AT_ONE = tuple(p for p in PRODUCTS if p.inner == "token_cosine")
 
 
 def engine(
@@ -40,15 +40,19 @@ def engine(
     patterns: tuple[str, ...] = (),
 ) -> dict[Product, np.ndarray]:
     """Scores of all rows by the library, [R, N]."""
-    selection = select_layers(model, patterns)
-    hooks = FactorHooks(model, selection.layers, precision=dtype)
-    stored = side_gradients(hooks, SIDES, batch_tokens=tokens, lengths=(example_tokens,))
-    return contract_all(hooks, stored, rows, tokens)
+    layers, out = select_layers(model, patterns).layers, {}
+    for products in (WHOLE, AT_ONE):
+        hooks = FactorHooks(model, layers, precision=dtype, trim=products is WHOLE)
+        stored = side_gradients(hooks, SIDES, batch_tokens=tokens, lengths=(example_tokens,))
+        out |= contract_all(hooks, stored, rows, tokens, products)
+    return out
 
 
-def contract_all(hooks: FactorHooks, stored: SideGradients, rows: Any, tokens: int) -> dict[Product, np.ndarray]:
-    contractor = Contractor({"here": stored}, MATRICES, PRODUCTS)
-    out = {p: np.zeros((3, len(rows))) for p in PRODUCTS}
+def contract_all(
+    hooks: FactorHooks, stored: SideGradients, rows: Any, tokens: int, products: tuple[Product, ...]
+) -> dict[Product, np.ndarray]:
+    contractor = Contractor({"here": stored}, MATRICES, products)
+    out = {p: np.zeros((3, len(rows))) for p in products}
     with hooks.attached():
         for batch in length_buckets([r.length for r in rows], tokens):
             sums, _ = contractor(hooks, collate([rows[i] for i in batch], torch.device("cpu"), hooks.precision))
@@ -60,13 +64,17 @@ def contract_all(hooks: FactorHooks, stored: SideGradients, rows: Any, tokens: i
 def expected(model: Any, names: list[str], rows: Any = ROWS) -> dict[Product, np.ndarray]:
     sides = [naive.gradient(model, names, side) for side in SIDES]
     examples = [naive.gradient(model, names, row) for row in rows]
+    parts = [naive.position_gradients(model, names, row) for row in rows]
     out = {}
     for p in PRODUCTS:
         queries = [
             [sum(float(w) * side[n] for w, side in zip(weights, sides, strict=True)) for n in range(len(names))]
             for weights in MATRICES[p.measurement]
         ]
-        out[p] = np.array([[naive.product(q, e, p.inner) for e in examples] for q in queries])
+        if p.inner == "token_cosine":
+            out[p] = np.array([[naive.token_cosine(q, e) for e in parts] for q in queries])
+        else:
+            out[p] = np.array([[naive.product(q, e, p.inner) for e in examples] for q in queries])
     return out
 
 
@@ -193,10 +201,20 @@ def test_nan_weight_raises() -> None:
 def test_kept_side_gradients_come_back_the_same() -> None:
     for hidden in (16, 128):
         model = tiny.model("llama", hidden=hidden)
-        hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64)
+        hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64, trim=False)
         stored = side_gradients(hooks, SIDES, batch_tokens=64, lengths=(9.0,))
         back = SideGradients.of_arrays(stored.arrays(), torch.device("cpu"))
-        one = contract_all(hooks, stored, ROWS, 64)
-        two = contract_all(hooks, back, ROWS, 64)
+        one = contract_all(hooks, stored, ROWS, 64, PRODUCTS)
+        two = contract_all(hooks, back, ROWS, 64, PRODUCTS)
         for p in PRODUCTS:
             assert np.array_equal(one[p], two[p])
+
+
+def test_positions_need_all_positions() -> None:
+    model = tiny.model("llama")
+    hooks = FactorHooks(model, select_layers(model).layers, precision=torch.float64)
+    stored = side_gradients(hooks, SIDES, batch_tokens=64, lengths=(9.0,))
+    with pytest.raises(ValueError, match="trim=False"):
+        contract_all(hooks, stored, ROWS, 64, AT_ONE)
+    with pytest.raises(ValueError, match="no parts that add up"):
+        Contractor({"here": stored}, MATRICES, AT_ONE, by_token=True)

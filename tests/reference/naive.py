@@ -36,6 +36,40 @@ def gradient(model: Any, names: Sequence[str], row: Any) -> list[torch.Tensor]:
     return [g.double() for g in grads]
 
 
+def position_gradients(model: Any, names: Sequence[str], row: Any) -> list[torch.Tensor]:
+    """The parts of a row's gradient that its positions have [T, *weight], for each named weight: the gradient of what
+    is added to the weight at one position alone."""
+    out, handles = [], []
+    for weight in weights(model, names):
+        added = torch.zeros(len(row.input_ids), *weight.shape, dtype=weight.dtype, requires_grad=True)
+        for module in model.modules():
+            if getattr(module, "weight", None) is weight:
+                form = "bti,tio->bto" if type(module).__name__ == "Conv1D" else "bti,toi->bto"
+
+                def add(module: Any, inputs: Any, output: Any, form: str = form, added: torch.Tensor = added) -> Any:
+                    return output + torch.einsum(form, inputs[0], added)
+
+                handles.append(module.register_forward_hook(add))
+        out.append(added)
+    try:
+        grads = torch.autograd.grad(loss(model, row), out)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [g.double() for g in grads]
+
+
+def token_cosine(query: list[torch.Tensor], parts: list[torch.Tensor]) -> float:
+    """The largest layer cosine of a query with one position of an example, of those that have a gradient: in a layer,
+    one above rounding."""
+    sizes = [max(part.norm() for part in layer) for layer in parts]
+    places = [
+        [layer[t] * (layer[t].norm() > 2.2e-14 * size) for layer, size in zip(parts, sizes, strict=True)]
+        for t in range(len(parts[0]))
+    ]
+    return max(product(query, place, "layer_cosine") for place in places if any(part.any() for part in place))
+
+
 def measurement(
     model: Any, names: Sequence[str], wrong: Sequence[Any], corrected: Sequence[Any | None]
 ) -> list[torch.Tensor]:

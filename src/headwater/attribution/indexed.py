@@ -136,20 +136,20 @@ def check_stored(name: str, plan: Plan, rank: int) -> None:
     """Raises UsageError where an index holds other gradients than a method needs."""
     if not isinstance(plan, GradientPlan):
         return
-    needs = None
+    needs, fix = None, "trace with --train and --checkpoints instead of --index"
     if plan.space.rank:
-        needs = f"gradients projected to rank {plan.space.rank}"
+        needs, fix = f"gradients projected to rank {plan.space.rank}", f"add --rank {rank}"
     elif plan.space.scaled or plan.space.margin:
         needs = "other gradients than those of the loss"
+    elif plan.inner == "token_cosine":
+        needs, fix = "the tokens of every row", f"use --inner layer_cosine, or {fix}"
     elif any(term.rows for term in plan.terms):
-        needs = "the rows' gradients changed by curvature or an optimizer"
+        needs, fix = "the rows' gradients changed by curvature or an optimizer", f"use --inner dot, or {fix}"
     if needs:
         raise UsageError(
             f"{name} from an index: it needs {needs}",
             expected=f"gradients of the loss projected to rank {rank}, as the index holds them",
-            fix=f"add --rank {rank}"
-            if plan.space.rank
-            else "use --inner dot, or trace with --train and --checkpoints instead of --index",
+            fix=fix,
         )
 
 

@@ -79,7 +79,7 @@ def sample_scores(
 ) -> dict[InnerProduct, np.ndarray]:
     """Scores of a few rows for a few sides [S, N], by each inner product."""
     products = tuple(Product("loss", inner, "here") for inner in sorted(inners))
-    hooks = place.hooks()
+    hooks = place.hooks(trim="token_cosine" not in inners)
     stored = side_gradients(hooks, sides, batch_tokens=batch_tokens, lengths=[float(rows[0].length)])
     contractor = Contractor({"here": stored}, {"loss": np.eye(len(sides))}, products)
     out = {product.inner: np.zeros((len(sides), len(rows))) for product in products}

@@ -84,7 +84,8 @@ def self_influence(
     if isinstance(plan, TextPlan):
         values_N = _by_words(method, train)
         return SelfInfluence(method.name, train, values_N, {"text": values_N})
-    if not isinstance(plan, GradientPlan) or any(term.query_at != term.example_at for term in plan.terms):
+    apart = isinstance(plan, GradientPlan) and any(term.query_at != term.example_at for term in plan.terms)
+    if not isinstance(plan, GradientPlan) or apart or plan.inner == "token_cosine":
         raise UsageError(
             f"the self-influence of {method.name}",
             expected="a method of inner products of gradients within one checkpoint, or of words",

@@ -22,7 +22,7 @@ from headwater.examples import Examples, Query
 from headwater.gradients.curvature.options import PLAIN, Curvature, Space, Step
 from headwater.gradients.measurement import Measurement, Target
 
-InnerProduct = Literal["dot", "cosine", "layer_cosine"]
+InnerProduct = Literal["dot", "cosine", "layer_cosine", "token_cosine"]
 
 Terms = Mapping[str, np.ndarray]
 """Term name -> values [R, N]."""

@@ -121,7 +121,7 @@ class Stream:
         for place, products in self._places.items():
             asked = list(dict.fromkeys(asked_of(product) for product in products))
             q_RF = torch.cat([self._gradients[one] for one in asked])
-            kinds: set[Kind] = {product.inner for product in products}
+            kinds = {cast(Kind, product.inner) for product in products}  # `check_stored` has refused all others
             streams[place] = (asked, dots(self._index.store(part, place), q_RF, kinds, chunks=numbers))
         for _ in numbers:
             values: dict[Key, np.ndarray] = {}
@@ -130,7 +130,7 @@ class Stream:
                 start, stop, found = next(stream)
                 for product in self._places[place]:
                     at = asked.index(asked_of(product))
-                    all_targets = found[product.inner]
+                    all_targets = found[cast(Kind, product.inner)]
                     count = len(all_targets) // len(asked)
                     values[place, product] = all_targets[at * count : (at + 1) * count]
             yield part.first + start, part.first + stop, values

@@ -47,13 +47,13 @@ def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) ->
         raise UsageError(
             f"the words of {', '.join(method.name for method in methods)}",
             expected="a method of inner products of whole gradients, without curvature: others have no parts by word",
-            fix="leave --words out, or add --method dda",
+            fix="leave --words out, or use --method dda --inner layer_cosine",
         )
 
 
 def has_words(plan: Plan) -> TypeGuard[GradientPlan]:
     """Whether a method's scores are made of parts by word."""
-    return isinstance(plan, GradientPlan) and plan.plain
+    return isinstance(plan, GradientPlan) and plan.plain and plan.inner != "token_cosine"
 
 
 def with_words(

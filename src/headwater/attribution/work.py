@@ -57,6 +57,7 @@ class Visit:
             count[source] = count.get(source, 0) + PASSES[curvature.kind]
             if curvature.kind in ("kfac", "ekfac"):
                 whole.add(source)
+        whole |= {Source.of(product.space) for product in self.products if product.inner == "token_cosine"}
         for space, _ in {(product.space, product.rows) for product in self.products}:
             source = Source.of(space)
             count[source] = count.get(source, 0) + blocks.get(space, 1)

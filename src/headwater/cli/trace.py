@@ -74,7 +74,7 @@ class Measurement(StrEnum):
 
 
 class Inner(StrEnum):
-    dot, cosine, layer_cosine = "dot", "cosine", "layer_cosine"
+    dot, cosine, layer_cosine, token_cosine = "dot", "cosine", "layer_cosine", "token_cosine"
 
 
 class CurvatureKind(StrEnum):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from headwater.examples import Encoded
     from headwater.gradients.factors import FactorHooks
 
+NOISE = 100
+"""Epsilons beside the largest part of a row, up to which a position's part is noise."""
+
 
 def positions(batch: Batch, seen: int) -> torch.Tensor:
     """Which position of its sequence [seen] each of the tokens is that a layer saw.
@@ -43,6 +46,25 @@ def at_positions(x_SBX: torch.Tensor, batch: Batch) -> torch.Tensor:
         return x_SBX
     out_SBT = x_SBX.new_zeros(*x_SBX.shape[:2], batch.shape[1])
     return out_SBT.index_add_(2, positions(batch, x_SBX.shape[2]), x_SBX)
+
+
+def token_norms(a_BTI: torch.Tensor, d_BTO: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Squared norms of the positions' parts of one layer's gradient [B, T]; 0 for what is noise beside the largest part
+    of the row. A position of a layer that is applied several times has one part, the sum over its applications.
+
+    The first token, for one, sees itself alone, so that no query or key changes anything there: what rounding leaves
+    of its gradient has no direction.
+    """
+    rows, tokens = batch.shape
+    uses = a_BTI.shape[1] // tokens
+    if uses < 2:
+        squared_BT = at_positions((a_BTI.square().sum(2) * d_BTO.square().sum(2))[None], batch)[0]
+    else:
+        a_BKTI, d_BKTO = (x.view(rows, uses, tokens, -1) for x in (a_BTI, d_BTO))
+        kernel_BTKJ = torch.einsum("bkti,bjti->btkj", a_BKTI, a_BKTI) * torch.einsum("bkto,bjto->btkj", d_BKTO, d_BKTO)
+        squared_BT = kernel_BTKJ.sum((2, 3)).clamp_min(0)
+    least = (NOISE * torch.finfo(squared_BT.dtype).eps) ** 2
+    return torch.where(squared_BT > least * squared_BT.amax(1, keepdim=True), squared_BT, 0.0)
 
 
 def token_sides(

@@ -428,8 +428,16 @@ class Contraction:
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """As a call, with the inner products by token of the examples [S, B, T]."""
         layers = [one.layers[number] for one in self._stored]
-        sources = [layer.tokens or layer.matrices for layer in layers]
-        dots = [one.by_token(a_BTI, d_BTO) for one in sources if one is not None]
+        inputs, outputs = a_BTI.shape[2], d_BTO.shape[2]
+        dots = []
+        for layer, sides in zip(layers, (one.gram_LSS.shape[1] for one in self._stored), strict=True):
+            pairs, whole = layer.pairs * (inputs + outputs), sides * inputs * outputs
+            if layer.tokens is not None and (layer.matrices is None or pairs < whole):
+                dots.append(layer.tokens.by_token(a_BTI, d_BTO))
+                self.chosen["factored"] += 1
+            elif layer.matrices is not None:
+                dots.append(layer.matrices.by_token(a_BTI, d_BTO))
+                self.chosen["applied"] += 1
         return dots, example_norm(a_BTI, d_BTO) if self._norm else None
 
     def _of_mapped(

@@ -3,10 +3,14 @@
     dot            < g_q, g_i >                                  g = all layers laid end to end
     cosine         < g_q, g_i > / (|g_q| |g_i|)
     layer_cosine   1/L sum_l < g_ql, g_il > / (|g_ql| |g_il|)
+    token_cosine   max_t 1/L sum_l < g_ql, g_ilt > / (|g_ql| |g_ilt|)
+
+g_ilt is the part of position t in g_il (`headwater.gradients.by_token`): a row teaches a fault at one place, and its
+other places say other things. The maximum is over the positions that have a gradient (in a layer, one above rounding).
 
 A gradient of zero length has inner product 0 with everything: a row without target tokens teaches nothing.
 
-Shapes: R targets, S sides, B examples of a batch, L layers.
+Shapes: R targets, S sides, B examples of a batch, T tokens (padded), L layers.
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ import numpy as np
 import torch
 
 from headwater.gradients.batches import Batch
-from headwater.gradients.by_token import at_positions
+from headwater.gradients.by_token import at_positions, token_norms
 from headwater.gradients.contraction import Contraction, Form, SideGradients
 from headwater.gradients.curvature.options import PLAIN, Space, Step
 from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.factors import FactorHooks
 from headwater.gradients.measurement import Measurement
 
-InnerProduct = Literal["dot", "cosine", "layer_cosine"]
+InnerProduct = Literal["dot", "cosine", "layer_cosine", "token_cosine"]
 
 
 @dataclass(frozen=True, order=True)
@@ -85,8 +89,14 @@ class Contractor:
         self._names = sorted({product.query for product in products})
         sets = [stored[name] for name in self._names]
         self._products, self._by_token = products, by_token
-        norm = any(product.inner != "dot" for product in products)
+        self._whole = [product for product in products if product.inner != "token_cosine"]
+        self._at_one = [product for product in products if product.inner == "token_cosine"]
+        if self._at_one and (by_token or mapped is not None):
+            raise ValueError("token_cosine has no parts that add up, and no examples that are changed first")
+        norm = any(product.inner != "dot" for product in self._whole)
         self.contraction = Contraction(sets, norm=norm, form=form, mapped=mapped)
+        self._at_positions = Contraction(sets, norm=False)
+        self._at_positions.chosen = self.contraction.chosen
         gram = sets[0].gram_LSS
         self._layers = len(gram)
         self._matrix_RS = {m: torch.from_numpy(matrix).to(gram) for m, matrix in matrices.items()}
@@ -100,39 +110,60 @@ class Contractor:
         """Returns product -> scores [R, B] (by token [R, B, T]), and the losses [B] in nats.
 
         Raises:
-            ValueError: by token, with hooks that leave positions out.
+            ValueError: hooks that leave positions out, where positions are told apart.
         """
-        if self._by_token and hooks.trim:
+        if hooks.trim and (self._by_token or self._at_one):
             raise ValueError("scores by token need hooks with trim=False")
-        shape = batch.shape if self._by_token else batch.shape[:1]
-        zeros = batch.weight_K.new_zeros(shape, dtype=hooks.precision)
-        sums = {p: zeros.repeat(len(self._matrix_RS[p.measurement]), *(1 for _ in shape)) for p in self._products}
-        norm_B = batch.weight_K.new_zeros(shape[0], dtype=hooks.precision)
+        norm_B = batch.weight_K.new_zeros(batch.shape[0], dtype=hooks.precision)
+        sums = {p: self._zeros(p, norm_B, batch) for p in self._products}
+        seen_BT = torch.zeros(batch.shape, dtype=torch.bool, device=norm_B.device)
 
         def consume(number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor) -> None:
-            contract = self.contraction.by_token if self._by_token else self.contraction
-            dots, squared_B = contract(number, a_BTI, d_BTO)
-            if self._by_token:
-                dots = [at_positions(one, batch) for one in dots]
-            if squared_B is not None:
-                norm_B.add_(squared_B)
-            for product, sum_RX in sums.items():
-                value_RX = torch.tensordot(
-                    self._matrix_RS[product.measurement], dots[self._names.index(product.query)], 1
-                )
+            if self._whole:
+                contract = self.contraction.by_token if self._by_token else self.contraction
+                dots, squared_B = contract(number, a_BTI, d_BTO)
+                if self._by_token:
+                    dots = [at_positions(one, batch) for one in dots]
+                if squared_B is not None:
+                    norm_B.add_(squared_B)
+            for product in self._whole:
+                value_RX = self._measured(product, dots)
                 if product.inner == "layer_cosine" and squared_B is not None:
                     value_RX *= _spread(self._inverse_LR[product.measurement, product.query][number], 0, value_RX)
                     value_RX *= _spread(_inverse_norm(squared_B), 1, value_RX)
-                sum_RX.add_(value_RX)
+                sums[product].add_(value_RX)
+            if self._at_one:
+                dots = [at_positions(one, batch) for one in self._at_positions.by_token(number, a_BTI, d_BTO)[0]]
+                squared_BT = token_norms(a_BTI, d_BTO, batch)
+                seen_BT.logical_or_(squared_BT > 0)
+            for product in self._at_one:
+                value_RBT = self._measured(product, dots)
+                value_RBT *= _spread(self._inverse_LR[product.measurement, product.query][number], 0, value_RBT)
+                sums[product].add_(value_RBT * _inverse_norm(squared_BT))
 
         losses_B = hooks.backward(batch, consume)
         for product, sum_RX in sums.items():
             if product.inner == "cosine":
                 sum_RX *= _spread(self._inverse_R[product.measurement, product.query], 0, sum_RX)
                 sum_RX *= _spread(_inverse_norm(norm_B), 1, sum_RX)
-            elif product.inner == "layer_cosine":
+            elif product.inner in ("layer_cosine", "token_cosine"):
                 sum_RX /= self._layers
+        for product in self._at_one:
+            highest_RB = sums[product].masked_fill(~seen_BT, -torch.inf).amax(2)
+            sums[product] = torch.where(seen_BT.any(1), highest_RB, 0.0)
         return sums, losses_B
+
+    def _zeros(self, product: Product, like: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Of every target [R, B], or [R, B, T] where tokens are told apart."""
+        shape = batch.shape if self._by_token or product.inner == "token_cosine" else batch.shape[:1]
+        return like.new_zeros(len(self._matrix_RS[product.measurement]), *shape)
+
+    def _measured(self, product: Product, dots: list[torch.Tensor]) -> torch.Tensor:
+        """Of the sides' inner products [S, ...], the measurements' [R, ...]."""
+        value_RX: torch.Tensor = torch.tensordot(
+            self._matrix_RS[product.measurement], dots[self._names.index(product.query)], 1
+        )
+        return value_RX
 
 
 def _spread(values: torch.Tensor, axis: int, like: torch.Tensor) -> torch.Tensor:

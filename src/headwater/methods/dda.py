@@ -45,8 +45,9 @@ class DDA:
 
     Attributes:
         measurement: "contrast" (loss of the output minus loss of the corrected output) or "loss".
-        inner: inner product of the gradients: "dot", "cosine", or "layer_cosine" (unit norm per layer). The
-            directional engine has no such choice.
+        inner: inner product of the gradients: "dot", "cosine", "layer_cosine" (unit norm per layer), or "token_cosine"
+            (layer cosine with the one position of the row where it is largest, `headwater.gradients.inner`; status D).
+            The directional engine has no such choice.
         beta: how much of the base model's influence is taken out (negative: put in, the base then counts as one more
             checkpoint). None: COSINE_BETA, at or near the best on every task of docs/study.md, or 0 for dot products of
             gradients. "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
@@ -61,7 +62,7 @@ class DDA:
     """
 
     measurement: Measurement = "contrast"
-    inner: Literal["dot", "cosine", "layer_cosine"] = "layer_cosine"
+    inner: Literal["dot", "cosine", "layer_cosine", "token_cosine"] = "layer_cosine"
     beta: float | Literal["auto"] | None = None
     level: Literal["score", "gradient"] = "score"
     checkpoint_weights: tuple[float, ...] | None = None
@@ -95,6 +96,13 @@ class DDA:
                 f"curvature={self.curvature!r} with the directional engine",
                 expected="none: its steps are the optimizer's",
                 fix="leave it out, or use engine='gradient'",
+            )
+        if self.inner == "token_cosine" and (self.curvature is not None or self.level == "gradient"):
+            what = "debias at gradient level" if self.level == "gradient" else f"curvature={self.curvature!r}"
+            raise UsageError(
+                f"inner='token_cosine' with {what}",
+                expected="gradients as they are: of a row it looks at one position, not at the whole gradient",
+                fix="leave it out, or use inner='layer_cosine'",
             )
         if self.beta not in ("auto", None) and not (isinstance(self.beta, int | float) and np.isfinite(self.beta)):
             raise UsageError(f"beta={self.beta!r}", expected="a finite number or 'auto'", fix="correct beta")
