@@ -60,14 +60,16 @@ bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/families.py --work benchmarks/work/families
 	$(BIN)/python benchmarks/diagnose.py --work benchmarks/work/diagnose
 	for case in facts identity xsum; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study || exit 1; done
+	for case in facts xsum; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study --tokens --rank 16 || exit 1; done
 	$(BIN)/python benchmarks/false_alarms.py --case facts --work benchmarks/work/study
+	for case in demo facts xsum; do $(BIN)/python benchmarks/repair.py --case $$case --work benchmarks/work/repair || exit 1; done
 
 bench-speed: $(VENV)/.installed
 	$(BIN)/python benchmarks/scaling.py --work benchmarks/work/scaling
 	$(BIN)/python benchmarks/index_build.py --work benchmarks/work/build
 	$(BIN)/python benchmarks/kills.py --work benchmarks/work/kills
 	$(BIN)/python benchmarks/scale.py --work benchmarks/work/scale
-	$(BIN)/python benchmarks/index_query.py --work benchmarks/work
+	$(BIN)/python benchmarks/index_query.py --work benchmarks/work --repeats 7
 	bash benchmarks/speed/install_rivals.sh benchmarks/work/rivals
 	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --tasks collect exact8 pertoken
 	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --rounds 3 --tasks ekfac --variants plain --out benchmarks/results/ekfac

@@ -55,6 +55,7 @@ XSUM = Recipe(epochs=3, batch_size=16, learning_rate=1e-4)
 FACTS = Recipe(epochs=4, batch_size=16, learning_rate=1e-4)
 SMALL = Recipe(epochs=8, batch_size=16, learning_rate=5e-3)
 FILE = RESULTS / "repair.json"
+LEANING = "log-odds, minus repaired"
 RIGHTFUL = ("damage to the rightful", "their loss, minus repaired")
 """Columns about rows that rightly say what the faulty rows say: what too wide a removal costs."""
 
@@ -188,6 +189,7 @@ def pooled(results: Sequence[Repaired], alike: Sequence[Sequence[bool]] = ()) ->
         retrained, control = name not in (BASE, BEFORE), name not in (BASE, BEFORE, REPAIRED)
         wrong, wrong_then = (all_of(lambda one: one.wrong(None), ones) for ones in (now, then))
         loss, loss_then = (all_of(lambda one: one.losses, ones) for ones in (now, then))
+        lean = all_of(lambda one: one.log_odds(None), now)
         again = all_of(lambda one: one.wrong(True), now)
         repaired = [result.outcome(REPAIRED) for result in results]
         mine, mine_loss = all_of(lambda one: one.wrong(None), repaired), all_of(lambda one: one.losses, repaired)
@@ -197,11 +199,12 @@ def pooled(results: Sequence[Repaired], alike: Sequence[Sequence[bool]] = ()) ->
                 "rows": [len(one.removed) for one in now],
                 "wrong": bootstrap(all_of(lambda one: one.wrong(), now)),
                 "wrong, paraphrases": bootstrap(again) if len(again) else None,
-                "log-odds": bootstrap(all_of(lambda one: one.log_odds(None), now)),
+                "log-odds": bootstrap(lean),
                 "loss": bootstrap(loss),
                 "fall": bootstrap_change(wrong_then, wrong) if retrained else None,
                 "damage": bootstrap_change(loss_then, loss) if retrained else None,
                 "wrong, minus repaired": bootstrap(wrong - mine) if control else None,
+                LEANING: bootstrap(lean - all_of(lambda one: one.log_odds(None), repaired)) if control else None,
             }
         )
         if alike_N is not None:
@@ -226,6 +229,9 @@ def judged(lines: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     return bars | {
         "better than random rows and BM25's first": all(other[0] > 0 for other in others),
         "and by more than chance": all(other[1] > 0 for other in others),
+        "log-odds further down than without those, by more than chance": all(
+            line[LEANING][1] > 0 for line in lines if line[LEANING] is not None
+        ),
     }
 
 
@@ -237,12 +243,12 @@ def render(record: Mapping[str, Any]) -> str:
             "model", "rows", "wrong", "wrong, paraphrases", "log-odds", "loss", "fall", "damage",
             "wrong, minus repaired",
         ]  # fmt: skip
-        titles += [title for title in RIGHTFUL if title in found["table"][0]]
+        titles += [title for title in (LEANING, *RIGHTFUL) if title in found["table"][0]]
         parts += [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
         for line in found["table"]:
             rows = ", ".join(str(count) for count in line["rows"]) if any(line["rows"]) else ""
             cells = [shown_name(line["model"]), rows]
-            cells += [shown(line[t], t in ("log-odds", "loss", RIGHTFUL[1])) for t in titles[2:]]
+            cells += [shown(line[t], t in ("log-odds", "loss", LEANING, RIGHTFUL[1])) for t in titles[2:]]
             parts.append(f"| {' | '.join(cells)} |")
         parts += ["", *(f"- {bar}: {'yes' if holds else 'NO'}" for bar, holds in found["bars"].items()), ""]
         parts += [f"Planted rows among those removed, by seed: {planted(found['hits'], found['culprits'])}."]
