@@ -72,6 +72,7 @@ bench-speed: $(VENV)/.installed
 	$(BIN)/python benchmarks/index_query.py --work benchmarks/work --repeats 7
 	bash benchmarks/speed/install_rivals.sh benchmarks/work/rivals
 	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --tasks collect exact8 pertoken
+	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --rounds 3 --tasks collect --tools headwater floor bergson --out benchmarks/results/floor
 	$(BIN)/python benchmarks/speed/speed.py --work benchmarks/work/speed --venvs benchmarks/work/rivals --rounds 3 --tasks ekfac --variants plain --out benchmarks/results/ekfac
 
 clean:
