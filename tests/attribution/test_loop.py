@@ -96,7 +96,7 @@ def test_dda_is_the_equation(case: Any) -> None:
         near(deep.values, mean - 0.3 * cross)
 
 
-def test_token_cosine_is_the_best_position_of_the_row(case: Any, tmp_path: Path) -> None:
+def test_token_cosine_is_the_best_position_of_the_row(case: Any) -> None:
     run, double = case
     one, two = (c.name for c in run.checkpoints)
     method = hw.DDA(inner="token_cosine")

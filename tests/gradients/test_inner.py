@@ -14,9 +14,10 @@ from headwater.errors import ModelError, NumericalError
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import SideGradients, side_gradients
 from headwater.gradients.factors import FactorHooks
-from headwater.gradients.inner import Contractor, InnerProduct, Product
+from headwater.gradients.inner import Contractor, Product
 from headwater.gradients.layers import select_layers
 from headwater.gradients.loss import losses
+from headwater.gradients.measurement import InnerProduct
 from reference import naive
 
 ROWS = tiny.rows(((7, 3), (12, 4), (5, 2), (12, 12 - 1), (9, 1)), seed=1)

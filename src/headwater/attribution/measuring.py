@@ -17,7 +17,8 @@ from headwater.errors import UsageError
 from headwater.examples import Encoded
 from headwater.gradients.batches import collate, length_buckets
 from headwater.gradients.contraction import side_gradients
-from headwater.gradients.inner import Contractor, InnerProduct, Product
+from headwater.gradients.inner import Contractor, Product
+from headwater.gradients.measurement import InnerProduct
 
 if TYPE_CHECKING:
     from headwater.attribution.models import Place

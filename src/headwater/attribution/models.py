@@ -16,9 +16,9 @@ from headwater.errors import ModelError, UsageError
 from headwater.examples import Encoded
 from headwater.gradients.curvature.spectrum import Spectrum
 from headwater.gradients.factors import FactorHooks
-from headwater.gradients.inner import InnerProduct
 from headwater.gradients.kept import KeptPass
 from headwater.gradients.layers import Layer, select_layers
+from headwater.gradients.measurement import InnerProduct
 from headwater.gradients.projection import Projection, Scales
 
 if TYPE_CHECKING:

@@ -20,9 +20,7 @@ from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
 from headwater.examples import Examples, Query
 from headwater.gradients.curvature.options import PLAIN, Curvature, Space, Step
-from headwater.gradients.measurement import Measurement, Target
-
-InnerProduct = Literal["dot", "cosine", "layer_cosine", "token_cosine"]
+from headwater.gradients.measurement import InnerProduct, Measurement, Target
 
 Terms = Mapping[str, np.ndarray]
 """Term name -> values [R, N]."""

@@ -427,12 +427,11 @@ class Contraction:
         self, number: int, a_BTI: torch.Tensor, d_BTO: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """As a call, with the inner products by token of the examples [S, B, T]."""
-        layers = [one.layers[number] for one in self._stored]
         inputs, outputs = a_BTI.shape[2], d_BTO.shape[2]
         dots = []
-        for layer, sides in zip(layers, (one.gram_LSS.shape[1] for one in self._stored), strict=True):
-            pairs, whole = layer.pairs * (inputs + outputs), sides * inputs * outputs
-            if layer.tokens is not None and (layer.matrices is None or pairs < whole):
+        for one in self._stored:
+            layer, whole = one.layers[number], one.gram_LSS.shape[1] * inputs * outputs
+            if layer.tokens is not None and (layer.matrices is None or layer.pairs * (inputs + outputs) < whole):
                 dots.append(layer.tokens.by_token(a_BTI, d_BTO))
                 self.chosen["factored"] += 1
             elif layer.matrices is not None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,9 +27,7 @@ from headwater.gradients.contraction import Contraction, Form, SideGradients
 from headwater.gradients.curvature.options import PLAIN, Space, Step
 from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.factors import FactorHooks
-from headwater.gradients.measurement import Measurement
-
-InnerProduct = Literal["dot", "cosine", "layer_cosine", "token_cosine"]
+from headwater.gradients.measurement import InnerProduct, Measurement
 
 
 @dataclass(frozen=True, order=True)

@@ -25,6 +25,8 @@ from headwater.errors import DataError
 from headwater.examples import Encoded, Encoder, Query
 
 Measurement = Literal["loss", "contrast"]
+InnerProduct = Literal["dot", "cosine", "layer_cosine", "token_cosine"]
+"""What `headwater.gradients.inner` computes of a measurement and a row."""
 
 
 @dataclass(frozen=True, kw_only=True)

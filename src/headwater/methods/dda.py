@@ -21,7 +21,7 @@ from headwater.attribution.plan import DirectionalPlan, GradientPlan, Plan, Term
 from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import UsageError
 from headwater.gradients.curvature.options import Curvature
-from headwater.gradients.measurement import Measurement, Target
+from headwater.gradients.measurement import InnerProduct, Measurement, Target
 from headwater.methods.influence import space_of
 from headwater.scores import robust_deviations
 
@@ -62,7 +62,7 @@ class DDA:
     """
 
     measurement: Measurement = "contrast"
-    inner: Literal["dot", "cosine", "layer_cosine", "token_cosine"] = "layer_cosine"
+    inner: InnerProduct = "layer_cosine"
     beta: float | Literal["auto"] | None = None
     level: Literal["score", "gradient"] = "score"
     checkpoint_weights: tuple[float, ...] | None = None
