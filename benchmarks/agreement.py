@@ -28,7 +28,12 @@ TOP = 20
 FEW = 4
 """Queries of the directional engine: each costs two forward passes over all rows."""
 TYPES = ("float32", "float16", "int8")
-METHODS = (hw.DDA(beta=0.25), hw.DDA(inner="dot", beta=0.5, label="dda-dot"), hw.TracIn(), hw.GradientCosine())
+METHODS = (
+    hw.DDA(inner="layer_cosine", beta=0.25),
+    hw.DDA(inner="dot", beta=0.5, label="dda-dot"),
+    hw.TracIn(),
+    hw.GradientCosine(),
+)
 
 
 def compared(reference: hw.Scores, found: hw.Scores) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
     HEADWATER_DATA=... python benchmarks/beta_rules.py --work WORKDIR --cases facts xsum ... [--seeds 0 1 2]
 
-Reads the traces that benchmarks/false_alarms.py left in the work folder (layer-wise cosine, contrast; training rows and
-placebo rows), and trains and computes nothing. Each rule sees the denoised and the base's scores, without labels, and
-chooses one beta of the grid for all queries of a seed. AUC and average precision of single queries and of groups are
-compared with those of every fixed beta. Writes benchmarks/results/study/beta_rules.json and .md.
+Reads the traces that benchmarks/false_alarms.py left in the work folder (contrast, token cosine and layer-wise cosine;
+training rows and placebo rows), and trains and computes nothing. Each rule sees the denoised and the base's scores,
+without labels, and chooses one beta of the grid for all queries of a seed. AUC and average precision of single queries
+and of groups are compared with those of every fixed beta. Writes benchmarks/results/study/beta_rules.json and .md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from false_alarms import METHODS
 from made import RESULTS
 from scipy.stats import skew
 from sklearn.linear_model import HuberRegressor
@@ -91,7 +92,11 @@ def main() -> None:
         for seed in given.seeds:
             folder = given.work / case / f"seed-{seed}" / "false-alarms"
             if (folder / "trace.json").exists():
-                cases.append({"case": case, "seed": seed} | judged(CASES[case][0](seed), folder))
+                bed = CASES[case][0](seed)
+                cases += [
+                    {"case": f"{case}, {method.name}", "seed": seed} | judged(bed, folder, method.name)
+                    for method in METHODS
+                ]
     record = {
         "command": f"HEADWATER_DATA=... python benchmarks/beta_rules.py --work WORKDIR --cases {' '.join(given.cases)}"
         f" --seeds {' '.join(map(str, given.seeds))}",
@@ -104,10 +109,10 @@ def main() -> None:
     print(render(record))
 
 
-def judged(bed: Testbed, folder: Path) -> dict[str, object]:
-    scores = hw.Scores.load(folder, bed.examples)
+def judged(bed: Testbed, folder: Path, method: str) -> dict[str, object]:
+    scores = hw.Scores.load(folder, bed.examples, method=method)
     assert bed.placebo is not None
-    chance = hw.Scores.load(folder / "placebo", bed.placebo)
+    chance = hw.Scores.load(folder / "placebo", bed.placebo, method=method)
     kinds = {
         kind: [
             r

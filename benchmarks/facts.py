@@ -140,7 +140,7 @@ def main() -> None:
 def best_betas(answers: dict[str, hw.Scores], bed: object) -> dict[str, dict[str, float]]:
     """For each inner product, the beta of the grid with the best mean AUC per query, chosen with labels: a bound."""
     out = {}
-    for name, number in (("layer_cosine", 0), ("cosine", 7), ("dot", 9)):
+    for name, number in (("token_cosine", 0), ("cosine", 7), ("dot", 9)):
         scores = answers[f"{number:02d}"]
         tuned = np.mean([term for key, term in scores.terms.items() if key != "base"], axis=0)
         by_beta = {}

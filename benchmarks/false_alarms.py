@@ -3,8 +3,8 @@
     HEADWATER_DATA=... python benchmarks/false_alarms.py --case facts --work WORKDIR [--seeds 0 1 2]
 
 The runs of benchmarks/study.py (trained on the first call), asked the testbed's own queries and innocent ones: held-out
-prompts with a wrong answer that no row teaches. DDA with projected gradients (rank 16), against placebo rows
-(headwater.significance), and beside it the fixed threshold that is used without them. Writes
+prompts with a wrong answer that no row teaches. DDA as it is and of whole rows, with projected gradients (rank 16),
+against placebo rows (headwater.significance), and beside it the fixed threshold that is used without them. Writes
 benchmarks/results/false_alarms-<case>.json and .md.
 """
 
@@ -26,6 +26,8 @@ import headwater as hw
 from headwater.testbeds import smollm2_135m
 from headwater.training import fine_tune
 
+METHODS = [hw.DDA(), hw.DDA(inner="layer_cosine", label="dda layers")]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -39,7 +41,7 @@ def main() -> None:
         judged(make(seed), base, given.work / given.case / f"seed-{seed}", replace(recipe, seed=seed))
         for seed in given.seeds
     ]
-    counts = {key: sum(one[key] for one in seeds) for key in seeds[0]}
+    counts = {name: {key: sum(one[name][key] for one in seeds) for key in seeds[0][name]} for name in seeds[0]}
     record = {
         "command": f"HEADWATER_DATA=... python benchmarks/false_alarms.py --case {given.case} --work WORKDIR --seeds "
         + " ".join(map(str, given.seeds)),
@@ -54,17 +56,22 @@ def main() -> None:
     print(render(record))
 
 
-def judged(bed: Any, base: Path, folder: Path, recipe: Any) -> dict[str, int]:
+def judged(bed: Any, base: Path, folder: Path, recipe: Any) -> dict[str, dict[str, int]]:
+    """Method -> what was counted."""
     run = hw.TrainingRun.from_pretrained(fine_tune(base, bed.examples, folder / "run", recipe), base=base)
-    scores = hw.trace(
+    answers = hw.trace_all(
         run,
         bed.examples,
         [*bed.queries, *bed.innocent],
-        method=hw.DDA(),
+        methods=METHODS,
         compute=hw.Compute(rank=16),
         placebo=bed.placebo,
         out=folder / "false-alarms",
     )
+    return {name: counted(bed, scores) for name, scores in answers.items()}
+
+
+def counted(bed: Any, scores: hw.Scores) -> dict[str, int]:
     plain = replace(scores, placebo=None)
     ids = [row.id for row in bed.examples]
     found: dict[str, int] = {"innocent queries": len(bed.innocent), "placebo rows": len(bed.placebo)}
@@ -90,24 +97,25 @@ def judged(bed: Any, base: Path, folder: Path, recipe: Any) -> dict[str, int]:
 
 
 def render(record: dict[str, Any]) -> str:
-    c = record["counts"]
+    c = next(iter(record["counts"].values()))
     lines = [
         f"{c['innocent: asked']} innocent queries, {c['query: asked']} guilty ones, {c['group: asked']} groups of "
         f"these; {c['placebo rows']} placebo rows; {record['date']}.",
         "",
-        "| rule | innocent queries with any row that stands out | guilty queries | groups | "
+        "| method | rule | innocent queries with any row that stands out | guilty queries | groups | "
         "culprits found, per query | innocent rows among the found | culprits found, per group | "
         "innocent rows among the found |",
-        "| --- " * 8 + "|",
+        "| --- " * 9 + "|",
     ]
-    for rule in ("q-value", "deviations"):
-        cells = [
-            f"{c[f'{k}: any row stands out, {rule}']} of {c[f'{k}: asked']}" for k in ("innocent", "query", "group")
-        ]
-        for kind in ("query", "group"):
-            hits, rows = c[f"{kind}: culprits that stand out, {rule}"], c[f"{kind}: rows that stand out, {rule}"]
-            cells += [f"{hits} of {c[f'{kind}: culprits']}", f"{rows - hits} of {rows}"]
-        lines.append(f"| {rule} | {' | '.join(cells)} |")
+    for name, c in record["counts"].items():
+        for rule in ("q-value", "deviations"):
+            cells = [
+                f"{c[f'{k}: any row stands out, {rule}']} of {c[f'{k}: asked']}" for k in ("innocent", "query", "group")
+            ]
+            for kind in ("query", "group"):
+                hits, rows = c[f"{kind}: culprits that stand out, {rule}"], c[f"{kind}: rows that stand out, {rule}"]
+                cells += [f"{hits} of {c[f'{kind}: culprits']}", f"{rows - hits} of {rows}"]
+            lines.append(f"| {name} | {rule} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 
 

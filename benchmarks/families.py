@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     methods = [
-        hw.DDA(), hw.DDA(beta=-0.5, label="dda beta -.5"), hw.DDA(beta=0, label="dda beta 0"),
+        hw.DDA(), hw.DDA(inner="layer_cosine", label="dda layers"), hw.DDA(beta=0, label="dda beta 0"),
         hw.DDA(inner="dot", label="dda dot"), hw.DDA.paper(), hw.TracIn(), hw.CEA(), hw.TRAK(), hw.InfluenceFunction(),
         hw.RepresentationSimilarity(), hw.BM25(),
     ]  # fmt: skip

@@ -24,7 +24,8 @@ from headwater.training import Recipe, fine_tune
 
 RANKS = (2, 4, 8, 16, 32)
 METHODS = {
-    "DDA, layer cosine": hw.DDA(),
+    "DDA, token cosine": hw.DDA(),
+    "DDA, layer cosine": hw.DDA(inner="layer_cosine"),
     "DDA, cosine": hw.DDA(inner="cosine", beta=0),
     "DDA, dot": hw.DDA(inner="dot", beta=0),
     "TracIn": hw.TracIn(),

@@ -1,6 +1,6 @@
 """Does choosing rows for a target beat choosing at random?
 
-    python benchmarks/selection.py --work WORKDIR [--k 40] [--seeds 5] [--methods dda less repsim bm25 star]
+    python benchmarks/selection.py --work WORKDIR [--k 40] [--seeds 5] [--methods dda dda-layers less repsim bm25]
 
 Pool: 240 facts about countries, of every relation (extra `demo`). Targets, one after the other: 12 facts of a relation
 about countries that the pool's facts of that relation do not name; compared on 40 more of these. The model is a Llama
@@ -28,6 +28,10 @@ from headwater.comparison import compare
 from headwater.testbeds import country_facts, smollm2_135m
 from headwater.training import Recipe, fine_tune
 
+METHODS = {
+    "dda": hw.DDA(measurement="loss", beta=0),
+    "dda-layers": hw.DDA(measurement="loss", beta=0, inner="layer_cosine", label="dda-layers"),
+}
 RELATIONS = ("official language", "currency", "continent", "subregion")
 POOL, TARGET, HELD_OUT, WARM_UP = 240, 12, 40, 60
 RECIPES = {
@@ -46,7 +50,7 @@ def main() -> None:
     parser.add_argument("--model", choices=RECIPES, default="small")
     parser.add_argument("--k", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=["dda", "less", "repsim", "bm25", "star"])
+    parser.add_argument("--methods", nargs="+", default=["dda", "dda-layers", "less", "repsim", "bm25", "star"])
     parser.add_argument("--relations", nargs="+", default=list(RELATIONS))
     given = parser.parse_args()
     made = {
@@ -82,11 +86,7 @@ def one_target(relation: str, given: argparse.Namespace, work: Path) -> dict[str
     first = hw.random_rows(pool, WARM_UP, seed=99).examples
     trained = fine_tune(base, first, work / "warm-up", warm, optimizer="less" in given.methods)
     run = hw.TrainingRun.from_pretrained(trained, base=base, allow_pickle="less" in given.methods)
-    methods = [
-        hw.DDA(measurement="loss", beta=0) if name == "dda" else hw.make_method(name)
-        for name in given.methods
-        if name != "star"
-    ]
+    methods = [METHODS[name] if name in METHODS else hw.make_method(name) for name in given.methods if name != "star"]
     compute = hw.Compute(device="cpu", rank=None if given.model == "small" else 16)
     chosen = hw.select(pool, target, given.k, run=run, methods=methods, compute=compute, out=work / "trace")
     if "star" in given.methods:

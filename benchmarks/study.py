@@ -1,7 +1,7 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
     HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
-        [--rank 16]
+        [--rank 16] [--tokens] [--suffix confirmed]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona). SmolLM2-135M is trained on
 each, asked, and traced by every method and by DDA with its parts exchanged one by one. What needs no new gradients
@@ -37,7 +37,16 @@ from headwater.testbeds import Testbed, make_testbed, plant_hallucinations, smol
 from headwater.testbeds.hallucination import says, swapped
 from headwater.training import Recipe
 
-TOKENS: tuple[Method, ...] = (hw.DDA(), hw.DDA(inner="token_cosine", label="dda tokens"), hw.BM25(), hw.Verbatim())
+TOKENS: tuple[Method, ...] = (
+    hw.DDA(),
+    hw.DDA(inner="layer_cosine", label="dda layers"),
+    hw.TracIn(),
+    hw.CEA(),
+    hw.TRAK(),
+    hw.RepresentationSimilarity(),
+    hw.BM25(),
+    hw.Verbatim(),
+)
 """What --tokens compares."""
 
 
@@ -59,6 +68,7 @@ def methods(light: bool) -> list[Method]:
     """DDA as it is, its parts exchanged, and its rivals. Light: without those that fit curvature at each checkpoint."""
     made: list[Method] = [
         hw.DDA(),
+        hw.DDA(inner="layer_cosine", label="dda layers"),
         hw.DDA(inner="cosine", label="dda cosine"),
         hw.DDA(inner="dot", label="dda dot"),
         hw.DDA(measurement="loss", label="dda loss"),
@@ -96,6 +106,7 @@ def main() -> None:
         "--span", action="store_true", help="measure only the words that differ from the corrected output"
     )
     parser.add_argument("--tokens", action="store_true", help="the best position of every row against all of it")
+    parser.add_argument("--suffix", help="of the result's name, where other seeds have a file of their own")
     parser.add_argument("--rank", type=int, help="project every layer's gradients to rank x rank numbers")
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
     given = parser.parse_args()
@@ -109,6 +120,7 @@ def main() -> None:
         make = lambda seed: spans(plain(seed))  # noqa: E731
     name += "-tokens" * given.tokens
     out = given.work / (name + ("-light" if given.light else ""))
+    name += f"-{given.suffix}" * bool(given.suffix)
     if out != trained:
         for seed in given.seeds:
             share_run(trained / f"seed-{seed}", out / f"seed-{seed}")
@@ -127,7 +139,7 @@ def main() -> None:
     beds = {seed: make(seed) for seed in given.seeds}
     sweep = {
         label: sweep_of(label, beds, dict.fromkeys(beds, out))
-        for label in ("dda", "dda tokens", "dda cosine", "dda dot", "dda loss", "dda dot loss")
+        for label in ("dda", "dda layers", "dda cosine", "dda dot", "dda loss", "dda dot loss")
         if label in [method.name for method in chosen]
     }
     seeds = " ".join(map(str, given.seeds))
@@ -138,7 +150,8 @@ def main() -> None:
         + " --light" * given.light
         + f" --rank {given.rank}" * bool(given.rank)
         + " --span" * given.span
-        + " --tokens" * given.tokens,
+        + " --tokens" * given.tokens
+        + f" --suffix {given.suffix}" * bool(given.suffix),
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(torch.get_num_threads()),
         "cpu_seconds": time.process_time() - started,
@@ -152,6 +165,7 @@ def main() -> None:
         "sweep": sweep,
         "by_leaning": by_leaning("dda", beds, out),
         "identifiable": identifiable(beds, out),
+        "second_look": second_look(beds, out),
     }
     folder = RESULTS / "study"
     folder.mkdir(exist_ok=True, parents=True)
@@ -272,6 +286,35 @@ def sweep_of(label: str, beds: Mapping[int, Testbed], folders: Mapping[int, Path
     return result
 
 
+LOOKS = (0, 25, 50, 100, 200)
+
+
+def second_look(beds: Mapping[int, Testbed], out: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Kind of target -> rows that are compared again -> AUC and average precision of what an index with a second look
+    answers: by layer cosine, and of each target the first rows of these by token cosine; "all": all rows."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for seed, bed in beds.items():
+        folder = out / f"seed-{seed}" / "trace"
+        layers, tokens = (hw.Scores.load(folder, bed.examples, method=name) for name in ("dda layers", "dda"))
+        ids = np.array([e.id for e in bed.examples])
+        for r, target in enumerate(layers.targets):
+            fault = str(layers.queries[target.members[0]].group)
+            order = np.argsort(-layers.values[r], kind="stable")
+            for look in (*LOOKS, len(ids)):
+                again = order[:look]
+                score_N = layers.values[r] - layers.values[r].max() - 2  # below every cosine
+                score_N[again] = tokens.values[r][again]
+                names = {"seed": seed, "method": "dda", "target": target.name, "kind": target.kind}
+                one = figure(score_N, ids, bed, fault, **names).values
+                of = found.setdefault(target.kind, {}).setdefault("all" if look == len(ids) else str(look), {})
+                for measure in ("auc", "average precision"):
+                    of.setdefault(measure, []).append(one[measure])
+    return {
+        kind: {look: {m: float(np.mean(v)) for m, v in of.items()} for look, of in looks.items()}
+        for kind, looks in found.items()
+    }
+
+
 LEANING_BETAS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5)
 
 
@@ -320,7 +363,7 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
     for fault in results[0].stated:
         wrong, right = (np.mean([one.stated[fault][i] for one in results]) for i in (0, 1))
         lines.append(f"- {fault}: {wrong:.0%} / {right:.0%}")
-    shown = ("dda", "dda tokens", "dda whitened", "dda cosine", "dda dot", "tracin", "cea", "trak", "repsim", "bm25")
+    shown = ("dda", "dda layers", "dda whitened", "dda cosine", "dda dot", "tracin", "cea", "trak", "repsim", "bm25")
     present = [m for m in shown if m in next(iter(record["by_fault"].values()))]
     lines += ["", "AUC per single query, by fault:", "", f"| fault | {' | '.join(present)} |"]
     lines.append("| --- " * (len(present) + 1) + "|")
@@ -353,6 +396,15 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
         ]
         lines += ["| fault | AUC |", "| --- | --- |"]
         lines += [f"| {fault} | {found['auc']:.3f} |" for fault, found in record["identifiable"].items()]
+    if record["second_look"]:
+        kinds = list(record["second_look"])
+        lines += ["", "An index with a second look (AUC / average precision), by the rows that are compared again:", ""]
+        lines += [f"| rows | {' | '.join(f'per {kind}' for kind in kinds)} |", "| --- " * (len(kinds) + 1) + "|"]
+        for look in record["second_look"][kinds[0]]:
+            cells = [record["second_look"][kind][look] for kind in kinds]
+            lines.append(
+                f"| {look} | " + " | ".join(f"{c['auc']:.3f} / {c['average precision']:.3f}" for c in cells) + " |"
+            )
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 
 

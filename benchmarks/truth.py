@@ -32,6 +32,8 @@ from headwater.examples import Encoded, Encoder
 from headwater.gradients.measurement import Measurement, encode_queries
 from headwater.testbeds import Swap, Testbed, country_facts, plant
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"dda-layers": ("dda", {"inner": "layer_cosine"})}
+"""Name -> a method of the table, with options."""
 VOCABULARY = 512
 LEFT_OUT = 64
 BASE = Recipe(learning_rate=4e-3, epochs=6, batch_size=32)
@@ -130,12 +132,12 @@ def agreement(found_QN: np.ndarray, truth: Truth, seen: Measurement) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--methods", default=",".join(hw.METHODS), help="names, separated by commas")
+    parser.add_argument("--methods", default=",".join([*hw.METHODS, *VARIANTS]), help="names, separated by commas")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     names = [name for name in given.methods.split(",") if name]
     for name in names:
-        hw.make_method(name)
+        hw.make_method(VARIANTS.get(name, (name, {}))[0])
     torch.set_num_threads(given.threads)
     started = time.perf_counter()
 
@@ -165,9 +167,10 @@ def main() -> None:
     refused: dict[str, str] = {}
     for name in names:
         begun = time.perf_counter()
-        open_to = "measurement" in hw.METHODS[name].options()
+        entry, more = VARIANTS.get(name, (name, {}))
+        open_to = "measurement" in hw.METHODS[entry].options()
         try:  # a method without a measurement of its own gives one score, which is compared with both
-            methods = [hw.make_method(name, **({"measurement": seen} if open_to else {})) for seen in SEEN]
+            methods = [hw.make_method(entry, **more, **({"measurement": seen} if open_to else {})) for seen in SEEN]
             found = [hw.trace(run, bed.examples, queries, method=one) for one in methods[: 1 + open_to]]
         except hw.UsageError as error:
             refused[name] = str(error)

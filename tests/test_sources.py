@@ -83,6 +83,25 @@ def test_scores_without_a_positive_one() -> None:
     assert {one.name: one.opposing_share for one in found.sources} == {"x": 0.25, "y": 0.75}
 
 
+def test_scores_far_from_0_are_counted_from_the_middle_row() -> None:
+    random = np.random.default_rng(3)
+    value_N = random.normal(size=400)
+    columns = [{"a": "x" if n % 4 else "y"} for n in range(400)]
+    value_N[::4] += 2  # y's rows
+    centred = value_N - np.median(value_N)
+    near = hw.by_source(scores_of(centred, columns), "a", resamples=20)
+    assert near.zero == 0 and near.unknown == ()
+    for sign in (1, -1):
+        far = hw.by_source(scores_of(sign * 10 + value_N, columns), "a", resamples=20)
+        assert far.zero == pytest.approx(sign * 10 + np.median(value_N))
+        assert shares(far) == pytest.approx(shares(near)) and "counted from" in far.unknown[0]
+    values = np.stack([10 + value_N, -10 + value_N, value_N])
+    group = hw.by_source(scores_of(values, columns), "a", target="all", resamples=200)
+    assert group.zero == 0
+    low, high = next(one.share_over_queries for one in group.sources if one.name == "y") or (0, 0)
+    assert low == pytest.approx(near.sources[0].share) == high  # every query counted from its own middle
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """Rows drawn from a population whose share is known: 95 % intervals hold it in most of 40 draws."""
     random = np.random.default_rng(1)

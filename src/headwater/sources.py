@@ -5,6 +5,9 @@
     mean[g]       = sum of the scores of the rows of g / number of these rows
     first[g]      = number of the rows of g among the k highest
 
+Scores are counted from 0, or, where 0 is far from what is usual (a token cosine, a similarity), from the middle row's
+score: there 0 means nothing, and shares of such scores would be shares of the rows.
+
 Status D (sums of scores over sources, as in Grosse et al. 2023 and the data-market literature, are common; these
 normalisations are ours). Where shares add up, they do so over the *positive* part: a sum over all scores may be near 0
 or negative, and a share of it means nothing. A share is to be read beside the source's share of the rows.
@@ -33,13 +36,16 @@ import numpy as np
 from headwater import progress
 from headwater.errors import DataError, UsageError
 from headwater.examples import Example, Examples
-from headwater.scores import Scores, read_manifest
+from headwater.scores import Scores, read_manifest, robust_deviations
 
 WITHOUT = "(none)"
 """Name of the rows that do not have the column."""
 
 FILE = "file"
 """What rows are grouped by where no column is named: the file each one stands in."""
+
+FAR = 1.5
+"""Robust deviations between 0 and the middle row's score, from which on 0 means nothing."""
 
 Interval = tuple[float, float]
 
@@ -79,6 +85,7 @@ class Sources:
     Attributes:
         column: what was grouped by. k: of `Source.first`.
         rows: all rows that were scored. kept: those whose scores are known.
+        zero: what the scores are counted from.
         unknown: sentences that say what these scores cannot tell.
     """
 
@@ -89,6 +96,7 @@ class Sources:
     rows: int
     kept: int
     sources: tuple[Source, ...]
+    zero: float = 0.0
     unknown: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
@@ -147,7 +155,8 @@ def by_source(
             fix=f"ask for fewer first rows (--first {limit}), or trace again with a higher --limit",
         )
     names, part_NG = _parts(scores.train, column)
-    value_N = scores.values[r]
+    zero = _zero(scores.usual(r))
+    value_N = scores.values[r] - zero
     random = np.random.default_rng(seed)
     found = _figures(value_N, part_NG, np.ones(len(value_N)), np.argsort(-value_N, kind="stable"), k)
     limited = scores.population is not None
@@ -185,7 +194,8 @@ def by_source(
         rows=scores.rows,
         kept=len(value_N),
         sources=tuple(sorted(sources, key=lambda one: (-one.share, -one.first, one.name))),
-        unknown=_unknown(scores, r),
+        zero=zero,
+        unknown=_unknown(scores, r, zero),
     )
 
 
@@ -283,7 +293,7 @@ def _over_queries(
     members = list(scores.targets[r].members)
     if len(members) < 2:
         return None
-    value_QN = scores.values[members]
+    value_QN = scores.values[members] - np.array([_zero(scores.usual(q)) for q in members])[:, None]
     shares = []
     for _ in range(resamples):
         times_Q = np.bincount(random.integers(0, len(members), len(members)), minlength=len(members))
@@ -298,18 +308,30 @@ def _ends(drawn_SG: np.ndarray) -> np.ndarray:
     return ends
 
 
-def _unknown(scores: Scores, r: int) -> tuple[str, ...]:
-    """What scores of which only the ends were kept cannot tell."""
+def _zero(usual: np.ndarray) -> float:
+    """What scores are counted from: 0, or their median where that is far from 0."""
+    far = abs(float(robust_deviations(np.zeros(1), usual)[0])) >= FAR
+    return float(np.median(usual)) if far else 0.0
+
+
+def _unknown(scores: Scores, r: int, zero: float) -> tuple[str, ...]:
+    """What the scores cannot tell, and why."""
+    lines = []
+    if zero:
+        lines.append(
+            f"No usual score is near 0: scores are counted from {zero:.3g}, that of the middle row, as shares of them "
+            "would be shares of the rows."
+        )
     if scores.population is None:
-        return ()
-    usual = scores.population.sample[r]
-    lines = [
+        return tuple(lines)
+    usual = scores.population.sample[r] - zero
+    lines += [
         f"Only {len(scores.train):,} of {scores.rows:,} rows were kept: shares are shares of their scores. How many "
         "rows each source has, its mean and the intervals over rows are not known."
     ]
     for word, sign in (("positive", 1), ("negative", -1)):
         whole = float(np.maximum(sign * usual, 0).mean()) * scores.rows
-        kept = float(np.maximum(sign * scores.values[r], 0).sum())
+        kept = float(np.maximum(sign * (scores.values[r] - zero), 0).sum())
         if whole > 0:
             lines.append(f"They hold about {min(1.0, kept / whole):.0%} of all {word} score (estimated from a sample).")
     return tuple(lines)

@@ -41,6 +41,19 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
+def test_a_method_keeps_the_rank_of_its_own_projection(run_folder: Path) -> None:
+    run = hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base")
+    train = hw.Examples.from_rows(tiny.FACTS)
+    methods = [hw.DDA(), hw.TRAK(rank=4), hw.TrackStar(rank=2), hw.LoGra(rank=3)]
+    others = [dataclasses.replace(COMPUTE, rank=rank) for rank in (3, 8)]
+    one, other = (hw.trace_all(run, train, [QUERY], methods=methods, compute=compute) for compute in others)
+    assert not np.allclose(one["dda"].values, other["dda"].values)
+    for method in methods[1:]:
+        alone = hw.trace(run, train, [QUERY], method=method, compute=COMPUTE).values
+        assert one[method.name].values == pytest.approx(alone, rel=1e-4)
+        assert other[method.name].values == pytest.approx(alone, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_memory_changes_the_passes_and_not_a_bit_of_the_scores(
     name: str, run_folder: Path, ran: list[int], monkeypatch: pytest.MonkeyPatch

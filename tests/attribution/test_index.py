@@ -24,7 +24,7 @@ QUERIES = [
 ]
 COMPUTE = hw.Compute(batch_tokens=64, rank=4)
 METHODS = [
-    hw.DDA(beta=0.3),
+    hw.DDA(inner="layer_cosine", beta=0.3),
     hw.DDA(inner="dot", beta=0.5, label="dda-dot"),
     hw.DDA(level="gradient", beta=0.5, label="dda-gradient"),
     hw.GradientCosine(),
@@ -135,7 +135,7 @@ def test_what_an_index_does_not_hold_is_refused(index: hw.Index, method: Any, wh
 def test_a_projection_wider_than_the_layers_is_exact(run_folder: Path, tmp_path: Path) -> None:
     built = build(run_folder, tmp_path / "index", features="float32", compute=replace(COMPUTE, rank=64))
     found = hw.trace_index(built, QUERIES, methods=[hw.DDA(beta=0)])["dda"]
-    wanted = hw.trace(run_of(run_folder), TRAIN, QUERIES, method=hw.DDA(beta=0))
+    wanted = hw.trace(run_of(run_folder), TRAIN, QUERIES, method=hw.DDA(inner="layer_cosine", beta=0))
     np.testing.assert_allclose(found.values, wanted.values, atol=2e-6)
 
 
@@ -252,7 +252,7 @@ def test_appended_rows_answer_as_if_built_at_once(run_folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("keep", [1, 3, 1000])
 def test_kept_ends_are_the_ends_of_all_scores(index: hw.Index, tmp_path: Path, keep: int) -> None:
-    methods = [hw.DDA(beta=0.3), hw.TracIn()]
+    methods = [hw.DDA(inner="layer_cosine", beta=0.3), hw.TracIn()]
     all_of = hw.trace_index(index, QUERIES, methods=methods)
     ends = hw.trace_index(index, QUERIES, methods=methods, limit=keep, out=tmp_path / "trace")
     for method in methods:
@@ -277,10 +277,10 @@ def test_kept_ends_are_the_ends_of_all_scores(index: hw.Index, tmp_path: Path, k
 
 def test_keeping_ends_samples_chunks(index: hw.Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexed, "SAMPLE_ROWS", 6)
-    kept = hw.trace_index(index, QUERIES, methods=[hw.DDA(beta=0.3)], limit=2)["dda"]
+    kept = hw.trace_index(index, QUERIES, methods=[hw.DDA(inner="layer_cosine", beta=0.3)], limit=2)["dda"]
     assert kept.population is not None
     assert 0 < kept.population.sample.shape[1] < len(TRAIN)
-    whole = hw.trace_index(index, QUERIES, methods=[hw.DDA(beta=0.3)])["dda"]
+    whole = hw.trace_index(index, QUERIES, methods=[hw.DDA(inner="layer_cosine", beta=0.3)])["dda"]
     assert [r.id for r in kept.top(2)] == [r.id for r in whole.top(2)]
 
 

@@ -28,7 +28,12 @@ QUERIES = [
     hw.Query("The capital of Peru is", " Lima.", id="c"),
 ]
 COMPUTE = hw.Compute(batch_tokens=512, rank=4)
-METHODS = [hw.DDA(), hw.DDA(level="gradient", beta=0.5, label="dda-gradient"), hw.TracIn(), hw.BM25()]
+METHODS = [
+    hw.DDA(inner="layer_cosine"),
+    hw.DDA(level="gradient", beta=0.5, label="dda-gradient"),
+    hw.TracIn(),
+    hw.BM25(),
+]
 
 
 def run_of(folder: Path) -> hw.TrainingRun:
@@ -77,7 +82,7 @@ def test_q_values_are_those_of_a_streaming_trace(index: hw.Index, streamed: dict
 def test_other_weights_weigh_the_placebo_rows_too(
     run_folder: Path, index: hw.Index, weights: dict[str, float] | None
 ) -> None:
-    (scores,) = hw.trace_index(index, QUERIES, methods=[hw.DDA(beta=0.3)]).values()
+    (scores,) = hw.trace_index(index, QUERIES, methods=[hw.DDA(inner="layer_cosine", beta=0.3)]).values()
     names = [name for name in scores.terms if name != "base"]
     given = {"base": 0.0} | dict(zip(names, [1.0, 0.25], strict=True)) if weights else dict(scores.weights)
     again = scores.reweighted(given)
@@ -89,7 +94,7 @@ def test_other_weights_weigh_the_placebo_rows_too(
     assert ranking.sentences()[-1] == again.sentences(0)[-1]
     if weights:
         assert again.q_values(0) != pytest.approx(scores.q_values(0))
-        exact = hw.DDA(beta=0.0, checkpoint_weights=(1.0, 0.25))
+        exact = hw.DDA(inner="layer_cosine", beta=0.0, checkpoint_weights=(1.0, 0.25))
         fresh = hw.trace_all(run_of(run_folder), TRAIN, QUERIES, methods=[exact], compute=COMPUTE, placebo=PLACEBO)[
             "dda"
         ]

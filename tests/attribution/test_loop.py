@@ -136,10 +136,8 @@ def test_token_cosine_refuses_what_changes_whole_gradients(options: Any, what: s
         hw.DDA(inner="token_cosine", **options)
 
 
-def test_token_cosine_has_no_words_and_no_self_influence(run_folder: Path) -> None:
+def test_token_cosine_has_no_self_influence(run_folder: Path) -> None:
     method = hw.DDA(inner="token_cosine")
-    with pytest.raises(hw.UsageError, match="the words of dda"):
-        hw.trace(run_of(run_folder), TRAIN, QUERIES, method=method, compute=EXACT, words=2)
     with pytest.raises(hw.UsageError, match="the self-influence of dda"):
         hw.self_influence(run_of(run_folder), TRAIN, method=method, compute=EXACT)
 
@@ -400,14 +398,15 @@ def test_auto_engine_takes_the_cheaper_one_and_says_so(run_folder: Path, tmp_pat
     assert "engine: gradient;" in many.provenance["notes"]["engine"]
     assert np.array_equal(many.values, hw.trace(run, TRAIN, queries, method=hw.TracIn(), compute=EXACT).values)
     cosine = hw.trace(run, TRAIN, QUERIES[2:], method=hw.DDA(beta=0), compute=auto)
-    assert "engine: gradient, which inner product layer_cosine needs" in cosine.provenance["notes"]["engine"]
+    assert "engine: gradient, which inner product token_cosine needs" in cosine.provenance["notes"]["engine"]
 
 
 def test_the_directional_engine_refuses_what_it_cannot_do(run_folder: Path) -> None:
     run = run_of(run_folder)
     compute = dataclasses.replace(EXACT, engine="directional")
     for method, why in (
-        (hw.DDA(), "layer_cosine"),
+        (hw.DDA(), "token_cosine"),
+        (hw.DDA(inner="layer_cosine"), "layer_cosine"),
         (hw.DDA(inner="dot", level="gradient", beta=0.5), "gradient level"),
     ):
         with pytest.raises(hw.UsageError, match=f"directional engine with .*{why}"):

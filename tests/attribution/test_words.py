@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ METHODS = [
     hw.TracIn(),
     hw.BM25(),
 ]
+TOKENS = hw.DDA(inner="token_cosine", beta=-0.5, label="dda-tokens")
 
 
 def run_of(folder: Path) -> hw.TrainingRun:
@@ -60,7 +62,7 @@ def check_sums(answers: dict[str, hw.Scores], count: int, tolerance: float) -> N
 def test_words_add_up_to_the_score(run_folder: Path, lora_folder: Path, tmp_path: Path, adapters: bool) -> None:
     run = run_of(lora_folder if adapters else run_folder)
     compute = hw.Compute(dtype="float64", batch_tokens=64)
-    given: dict[str, Any] = {"methods": METHODS, "compute": compute, "words": 3, "out": tmp_path / "out"}
+    given: dict[str, Any] = {"methods": [*METHODS, TOKENS], "compute": compute, "words": 3, "out": tmp_path / "out"}
     answers = hw.trace_all(run, TRAIN, QUERIES, **given)
     check_sums(answers, 3, 1e-9)
     again = hw.Scores.load(tmp_path / "out", TRAIN, method="dda-dot")
@@ -68,6 +70,19 @@ def test_words_add_up_to_the_score(run_folder: Path, lora_folder: Path, tmp_path
     with pytest.MonkeyPatch.context() as patch:  # a second run finds every piece
         patch.setattr(words, "_split", None)
         assert hw.trace_all(run, TRAIN, QUERIES, **given)["dda"].words == answers["dda"].words
+
+
+def test_words_of_the_token_cosine_stand_at_one_position_of_each_checkpoint(run_folder: Path) -> None:
+    run = run_of(run_folder)
+    given: dict[str, Any] = {"compute": hw.Compute(dtype="float64", batch_tokens=64), "words": 3}
+    scores = hw.trace(run, TRAIN, QUERIES, method=TOKENS, **given)
+    alone = hw.trace(run, TRAIN, QUERIES, method=replace(TOKENS, beta=0, checkpoint_weights=(0.0, 1.0)), **given)
+    assert scores.words and len(run.checkpoints) == 2
+    for found in scores.words.values():
+        assert 1 <= sum(value != 0 for _, value in found.words) <= 3
+    for (r, row), found in alone.words.items():
+        (best,) = [value for _, value in found.words if value]
+        assert abs(best - alone.terms[run.last.name][r, row]) < 1e-12
 
 
 def test_words_from_an_index_add_up_to_its_scores(run_folder: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--max-new-tokens": ("0", "-1", "many"),
     "--top": ("0", "-1", "many", "2.5"),
     "--words": ("-1", "many"),
+    "--second-look": ("-1", "many", "2.5"),
     "--beta": ("much", "nan", "inf", "-inf", "", "0,5", "1e999"),
     "--measurement": ("magic", "margin", ""),
     "--inner": ("magic", "dots", ""),
@@ -66,9 +67,9 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "curvature in bfloat16": ("--method", "influence", "--dtype", "bfloat16"),
     "words under curvature": ("--method", "influence", "--words", "3"),
     "words of bm25": ("--method", "bm25", "--words", "3"),
-    "words of token cosines": ("--inner", "token_cosine", "--words", "3"),
     "token cosines under curvature": ("--inner", "token_cosine", "--curvature", "fisher", "--rank", "2"),
     "token cosines at gradient level": ("--inner", "token_cosine", "--level", "gradient"),
+    "a second look without an index": ("--second-look", "3"),
     "words of repsim": ("--method", "repsim", "--words", "3"),
     "words of difference": ("--method", "cea-difference", "--words", "3"),
     "an unknown option": ("--magic", "1"),
@@ -155,6 +156,9 @@ INDEXED: dict[str, tuple[str, ...]] = {
     "influence": ("--method", "influence"),
     "less": ("--method", "less"),
     "token cosines": ("--inner", "token_cosine"),
+    "a second look and a limit": ("--second-look", "3", "--limit", "3"),
+    "a second look at whole rows": ("--second-look", "3", "--inner", "layer_cosine"),
+    "a second look by words alone": ("--second-look", "3", "--method", "bm25"),
 }  # fmt: skip
 
 

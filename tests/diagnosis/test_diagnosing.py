@@ -151,7 +151,7 @@ def test_a_finished_trace_gives_the_same_influence(
         hw.Query("The capital of Peru is", " Oslo."),
     ]
     compute = hw.Compute(dtype="float64", batch_tokens=20)
-    scores = hw.trace(run, train, queries, method=hw.DDA(), compute=compute, out=tmp_path / "trace")
+    scores = hw.trace(run, train, queries, method=hw.DDA(inner="layer_cosine"), compute=compute, out=tmp_path / "trace")
     again = hw.diagnose(run, train, trace=tmp_path / "trace", compute=compute)
     one, other = found.facts.influence, again.facts.influence
     assert one is not None and other is not None

@@ -217,5 +217,3 @@ def test_positions_need_all_positions() -> None:
     stored = side_gradients(hooks, SIDES, batch_tokens=64, lengths=(9.0,))
     with pytest.raises(ValueError, match="trim=False"):
         contract_all(hooks, stored, ROWS, 64, AT_ONE)
-    with pytest.raises(ValueError, match="no parts that add up"):
-        Contractor({"here": stored}, MATRICES, AT_ONE, by_token=True)

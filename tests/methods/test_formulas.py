@@ -222,9 +222,6 @@ class TestRefusals:
     def test_the_base_has_no_optimizer(self, given: Naive) -> None:
         self.refused(given.run, hw.DDA(beta=0.5, curvature="adam"), "optimizer.pt is not there")
 
-    def test_another_rank(self, given: Naive) -> None:
-        self.refused(given.run, hw.LoGra(rank=8), "projected to rank 4", rank=4)
-
     def test_half_precision(self, given: Naive) -> None:
         self.refused(given.run, hw.InfluenceFunction(), "influence in bfloat16", dtype="bfloat16")
 

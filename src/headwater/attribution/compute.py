@@ -36,7 +36,8 @@ class Compute:
         row_memory: bytes for gradients of rows that several passes at one checkpoint read (curvature, then scores): as
             many as fit are made once. Never more than four tenths of the memory that is free; 0 keeps none.
         max_new_tokens: of an output that the last checkpoint generates where a query has none.
-        rank: project every layer's gradients to rank x rank numbers; None: exact. seed: of that projection.
+        rank: project every layer's gradients to rank x rank numbers; None: exact. A method that projects to a rank of
+            its own (`TRAK.rank`) keeps that. seed: of the projections.
         contraction: "auto": for each layer and batch the form that costs least; or always one form. All give the
             same number.
         recompute: activation checkpointing: less memory, one more forward pass.

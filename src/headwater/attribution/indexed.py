@@ -2,6 +2,7 @@
 
     for each checkpoint:      load the model: projected gradients of the queries
     for each chunk of rows:   inner products at every checkpoint at once, combined, forgotten (or kept, if asked)
+    if asked:                 the first rows again, token by token, by the models (`headwater.attribution.second_look`)
 
 What is chosen on the query's side is free: method, measurement, inner product, beta, weights of checkpoints.
 
@@ -24,7 +25,8 @@ from headwater.attribution.asking import leanings, with_outputs
 from headwater.attribution.compute import Compute
 from headwater.attribution.loop import check_methods, command, note_contrasts, planned, visit_order
 from headwater.attribution.placebo import answering, own
-from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan, whole_form
+from headwater.attribution.second_look import first_look, looked_again
 from headwater.attribution.streaming import Asked, SpreadStream, Stream, asked_of
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
@@ -58,6 +60,7 @@ def trace_index(
     device_map: str | Mapping[str, int | str] | None = None,
     max_new_tokens: int = 32,
     limit: int | None = None,
+    second_look: int = 0,
     words: int = 0,
     out: str | os.PathLike[str] | None = None,
     ray: str | None = None,
@@ -72,6 +75,8 @@ def trace_index(
         run: the models, where they lie elsewhere than when the index was built (their fingerprints are compared).
         words: of so many first rows, which words carry the score; the models read these rows once more.
         limit: of each target only the `limit` highest and lowest rows, in flat memory; None: all rows.
+        second_look: compare so many highest and lowest rows of each target again, token by token, and keep these: the
+            models read them once more. For methods of token cosines, which DDA's default then is.
         out: run directory for the scores.
         ray: score on the Ray cluster of this address; the answer is the same. workers: ranges of chunks at once.
 
@@ -81,8 +86,12 @@ def trace_index(
     check_methods(methods, queries)
     run = run_of(index, run)
     stored_rank = index.config["compute"]["rank"]
+    if not second_look:
+        methods = _stored(methods)
     plans = [planned(method, run, stored_rank) for method in methods]
     check_words(words, methods, plans)
+    _check_look(second_look, limit, methods, plans)
+    limit = second_look or limit
     for method, plan in zip(methods, plans, strict=True):
         if not isinstance(plan, GradientPlan | TextPlan) or (limit is not None and isinstance(plan, TextPlan)):
             raise UsageError(
@@ -93,7 +102,7 @@ def trace_index(
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows", expected="at least 1", fix="leave --limit out to keep all")
     for method, plan in zip(methods, plans, strict=True):
-        check_stored(method.name, plan, stored_rank)
+        check_stored(method.name, first_look(plan) if second_look else plan, stored_rank)
     index.require_whole()
     note_contrasts(plans, queries)
     stored: dict[str, Any] = dict(index.config["compute"])
@@ -111,10 +120,12 @@ def trace_index(
         ],
         "compute": {"device": device, "device_map": device_map, "max_new_tokens": max_new_tokens},
         "limit": limit,
+        "second_look": second_look,
         "versions": versions("zarr"),
     }
     with run_directory(out, config) as state, _cluster(ray, workers) as cluster:
-        answers = _Trace(index, run, compute, state, limit, cluster).run(queries, methods, plans, config, words)
+        trace = _Trace(index, run, compute, state, limit, cluster)
+        answers = trace.run(queries, methods, plans, config, words, out)
         if out is not None:
             first, *others = answers.values()
             first.save(Path(out), others=others)
@@ -132,6 +143,36 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Cluster | Non
         yield cluster
 
 
+def _stored(methods: Sequence[Method]) -> list[Method]:
+    """The methods as an index answers them, and a note where that is not what rows themselves would be asked."""
+    stored = [whole_form(method) for method in methods]
+    for given, method in zip(methods, stored, strict=True):
+        if method != given:
+            progress.note(
+                f"{method.name}: an index holds whole rows and not their tokens. --second-look 100 compares the first "
+                "100 again, token by token: more accurate, and slower, as the models read these rows."
+            )
+    return stored
+
+
+def _check_look(count: int, limit: int | None, methods: Sequence[Method], plans: Sequence[Plan]) -> None:
+    """Raises UsageError for a second look that nothing would come of."""
+    if count < 0:
+        raise UsageError(f"a second look at {count} rows", expected="0 or more", fix="leave --second-look out")
+    if count and limit is not None:
+        raise UsageError(
+            "--second-look with --limit",
+            expected="one of them: the rows that are looked at again are the rows that are kept",
+            fix="leave --limit out",
+        )
+    if count and all(plan == first_look(plan) for plan in plans):
+        raise UsageError(
+            f"a second look by {', '.join(method.name for method in methods)}",
+            expected="a method that tells a row's tokens apart: others would see the same again",
+            fix="leave --second-look out, or use dda",
+        )
+
+
 def check_stored(name: str, plan: Plan, rank: int) -> None:
     """Raises UsageError where an index holds other gradients than a method needs."""
     if not isinstance(plan, GradientPlan):
@@ -142,7 +183,7 @@ def check_stored(name: str, plan: Plan, rank: int) -> None:
     elif plan.space.scaled or plan.space.margin:
         needs = "other gradients than those of the loss"
     elif plan.inner == "token_cosine":
-        needs, fix = "the tokens of every row", f"use --inner layer_cosine, or {fix}"
+        needs, fix = "the tokens of every row", "add --second-look 100, or use --inner layer_cosine"
     elif any(term.rows for term in plan.terms):
         needs, fix = "the rows' gradients changed by curvature or an optimizer", f"use --inner dot, or {fix}"
     if needs:
@@ -182,6 +223,7 @@ class _Trace:
         plans: Sequence[Plan],
         config: Mapping[str, Any],
         words: int,
+        look_out: str | os.PathLike[str] | None,
     ) -> dict[str, Scores]:
         from headwater.attribution.models import Models
 
@@ -195,7 +237,8 @@ class _Trace:
             queries, lambda: models.load(last).model, self._run.tokenizer(), encoder, self._compute, self._state
         )
         sides = encode_queries(queries, encoder)
-        todo = visits(self._run, plans)
+        stored = [first_look(plan) for plan in plans]
+        todo = visits(self._run, stored)
         if all(isinstance(plan, TextPlan) for plan in plans):
             todo = []
         at: dict[str, _Query] = {}
@@ -203,10 +246,10 @@ class _Trace:
         with progress.bar("Queries", len(todo)) as bar:
             for visit in todo:
                 bar.describe(f"Queries: {visit.checkpoint}")
-                at[visit.checkpoint], lean[visit.checkpoint] = self._ask(visit, plans, models, sides)
+                at[visit.checkpoint], lean[visit.checkpoint] = self._ask(visit, stored, models, sides)
                 bar.advance()
         ordered = [leaning for name in visit_order(self._run, lean) for leaning in lean[name]]
-        products = {key: None for plan in plans for _, key in keys(plan)}
+        products = {key: None for plan in stored for _, key in keys(plan)}
         gradients = self._gradients(list(products), at)
         stream = self._stream(self._index, list(products), gradients)
         left_out = [
@@ -216,9 +259,20 @@ class _Trace:
         parts = {"queries": queries, "targets": sides.targets, "leanings": ordered, "not_scored": left_out}
         provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
         answer = self._all if self._limit is None else self._ends
-        answers = answer(stream, methods, plans, parts, provenance)
+        answers = answer(stream, methods, stored, parts, provenance)
         if self._index.placebo is not None:
-            answers |= self._against(self._index.placebo, answers, methods, plans, gradients)
+            answers |= self._against(self._index.placebo, answers, methods, stored, gradients)
+        if stored != list(plans):
+            answers = looked_again(
+                answers,
+                methods,
+                plans,
+                index=self._index,
+                run=self._run,
+                format=format,
+                compute=self._compute,
+                out=look_out,
+            )
         if words:
             return with_words(
                 answers, plans, words, run=self._run, models=models, encoder=encoder, sides=sides, state=self._state

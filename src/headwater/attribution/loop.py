@@ -110,7 +110,7 @@ def trace_all(
             fix="use --dtype float32, or a method of the gradient engine",
         )
     for method, plan in zip(methods, plans, strict=True):
-        check_space(method.name, plan, compute)
+        check_precision(method.name, plan, compute)
     note_contrasts(plans, queries)
     if placebo is not None:
         check_placebo(placebo, train, methods, plans)
@@ -151,17 +151,10 @@ def planned(method: Method, run: TrainingRun, rank: int | None) -> Plan:
     return plan.where(rank) if isinstance(plan, GradientPlan) else plan
 
 
-def check_space(name: str, plan: Plan, compute: Compute) -> None:
-    """Raises UsageError where a method's projection is not the one asked for, or curvature would be fitted in half
-    precision."""
+def check_precision(name: str, plan: Plan, compute: Compute) -> None:
+    """Raises UsageError where curvature would be fitted in half precision."""
     if not isinstance(plan, GradientPlan):
         return
-    if compute.rank is not None and plan.space.rank not in (0, compute.rank):
-        raise UsageError(
-            f"{name} with gradients projected to rank {compute.rank}",
-            expected=f"its own rank, {plan.space.rank}",
-            fix=f"leave --rank out, or trace {name} on its own, where --rank sets both",
-        )
     if compute.dtype == "bfloat16" and plan.fitted:
         raise UsageError(
             f"{name} in bfloat16",

@@ -20,8 +20,8 @@ import numpy as np
 
 from headwater import progress
 from headwater.attribution.compute import Compute
-from headwater.attribution.loop import CHUNK_BATCHES, check_space, describe, encode_rows, planned
-from headwater.attribution.plan import GradientPlan, Method, TextPlan
+from headwater.attribution.loop import CHUNK_BATCHES, check_precision, describe, encode_rows, planned
+from headwater.attribution.plan import GradientPlan, Method, TextPlan, whole_form
 from headwater.attribution.work import Doubt, Key, keys, terms, visits
 from headwater.checkpoints import TrainingRun
 from headwater.errors import UsageError
@@ -72,15 +72,16 @@ def self_influence(
     """Scores every training row for itself.
 
     Args:
-        method: one of gradients (within checkpoints), or of words.
+        method: one of gradients (within checkpoints), or of words; DDA's default is that of whole rows here.
         out: run directory; with it interrupted work goes on where it stopped.
 
     Raises:
         UsageError: a method that has no self-influence.
     """
     format, compute = format or TokenFormat(), compute or Compute()
+    method = whole_form(method)
     plan = planned(method, run, compute.rank)
-    check_space(method.name, plan, compute)
+    check_precision(method.name, plan, compute)
     if isinstance(plan, TextPlan):
         values_N = _by_words(method, train)
         return SelfInfluence(method.name, train, values_N, {"text": values_N})

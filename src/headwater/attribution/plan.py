@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 
@@ -137,6 +137,12 @@ class TextMethod(Method, Protocol):
 
     def score_text(self, queries: Sequence[Query], train: Examples) -> np.ndarray:
         """Scores of every query and example [Q, N]."""
+
+
+def whole_form(method: Method) -> Method:
+    """The method for whole rows alone, as an index has them: its own `whole`, where its defaults differ there."""
+    form = getattr(method, "whole", None)
+    return method if form is None else cast(Method, form())
 
 
 def plan_uses(plan: Plan) -> set[str]:

@@ -3,8 +3,9 @@
     score = sum_k w_k N_k sum_l sum_u sum_t (a_lt . b_lu)(d_lt . e_lu)
 
 is summed over u for the row's positions t, and over t for the positions u of the outputs: exact, so that the words of
-either add up to the score. A position's part is shown at the word that it predicts where the loss counts that word,
-and else at the word that it reads (a prompt acts through what is predicted from it).
+either add up to the score. A token cosine has one position of the row, the best, at each checkpoint; the others have no
+part. A position's part is shown at the word that it predicts where the loss counts that word, and else at the word that
+it reads (a prompt acts through what is predicted from it).
 
 Shapes: R targets, K rows of one of them, T tokens (padded), U tokens of all sides.
 """
@@ -46,14 +47,14 @@ def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) ->
     if count and not any(has_words(plan) for plan in plans):
         raise UsageError(
             f"the words of {', '.join(method.name for method in methods)}",
-            expected="a method of inner products of whole gradients, without curvature: others have no parts by word",
-            fix="leave --words out, or use --method dda --inner layer_cosine",
+            expected="a method of inner products of gradients, without curvature: others have no parts by word",
+            fix="leave --words out, or use --method dda without --curvature",
         )
 
 
 def has_words(plan: Plan) -> TypeGuard[GradientPlan]:
     """Whether a method's scores are made of parts by word."""
-    return isinstance(plan, GradientPlan) and plan.plain and plan.inner != "token_cosine"
+    return isinstance(plan, GradientPlan) and plan.plain
 
 
 def with_words(

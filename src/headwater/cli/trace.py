@@ -155,7 +155,13 @@ def trace(
     measurement: Annotated[
         Measurement | None, typer.Option(help="Contrast with the corrected output, or loss.", rich_help_panel=METHOD)
     ] = None,
-    inner: Annotated[Inner | None, typer.Option(help="DDA: inner product.", rich_help_panel=METHOD)] = None,
+    inner: Annotated[
+        Inner | None,
+        typer.Option(
+            help="DDA: inner product. [default: token_cosine; layer_cosine from an index and with --curvature]",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     level: Annotated[
         Level | None, typer.Option(help="DDA: debias scores or gradients.", rich_help_panel=METHOD)
     ] = None,
@@ -226,6 +232,14 @@ def trace(
         int | None,
         typer.Option(min=1, help="With --index: keep only so many of the first and last rows.", rich_help_panel=ANSWER),
     ] = None,
+    second_look: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With --index: compare so many of the first and last rows again, by the models, token by token.",
+            rich_help_panel=METHOD,
+        ),
+    ] = 0,
     words: Annotated[
         int,
         typer.Option(
@@ -348,6 +362,7 @@ def trace(
             device_map=device_map,
             max_new_tokens=max_new_tokens,
             limit=limit,
+            second_look=second_look,
             words=words,
             out=out,
             ray=ray,
@@ -421,12 +436,12 @@ def _check_index(context: typer.Context, index: str | None, checkpoints: list[st
         return source is not None and source.name == "COMMANDLINE"
 
     if index is None:
-        for name in ("limit", "ray", "workers"):
+        for name in ("limit", "second_look", "ray", "workers"):
             if given(name):
                 raise UsageError(
-                    f"--{name} without --index",
+                    f"--{name.replace('_', '-')} without --index",
                     expected="an index",
-                    fix=f"leave --{name} out, or build an index first",
+                    fix=f"leave --{name.replace('_', '-')} out, or build an index first",
                 )
         return
     settled = [name for name in INDEX_DECIDES if given(name)]

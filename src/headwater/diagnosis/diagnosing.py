@@ -179,8 +179,8 @@ class _Work:
             self._state.save("batch", {"tokens": np.array([tokens])})
 
     def _influence(self, rows: Examples, queries: Sequence[Query], out: str | os.PathLike[str] | None) -> Scores:
-        """Scores of the sampled rows by the default method."""
-        method = DDA() if self._run.base is not None else DDA(beta=0)
+        """Scores of the sampled rows by DDA, of whole rows: what is diagnosed are the rows' gradients."""
+        method = DDA(inner="layer_cosine", beta=None if self._run.base is not None else 0)
         folder = None if out is None else Path(out) / "influence"
         found = trace_all(
             self._run,

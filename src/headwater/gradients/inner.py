@@ -66,7 +66,8 @@ class Contractor:
         matrices: measurement -> M [R, S].
         products: what to compute.
         form: the only form of contraction to use, where a layer has it; None: the cheapest for each layer and batch.
-        by_token: scores of every token of the examples, whose sum is the example's score.
+        by_token: scores of every token of the examples, whose sum is the example's score. For token_cosine the targets
+            are then parts of one measurement, and every token but the best one for all of them together has 0.
         squared: squared norms of the measurements' gradients [L, R], by measurement and checkpoint; None: those of
             M times the sides. Others are given where the targets are parts of a measurement.
         mapped: what is done to the examples' gradients, layer by layer, before anything else (`Product.rows`).
@@ -88,8 +89,8 @@ class Contractor:
         self._products, self._by_token = products, by_token
         self._whole = [product for product in products if product.inner != "token_cosine"]
         self._at_one = [product for product in products if product.inner == "token_cosine"]
-        if self._at_one and (by_token or mapped is not None):
-            raise ValueError("token_cosine has no parts that add up, and no examples that are changed first")
+        if self._at_one and mapped is not None:
+            raise ValueError("token_cosine takes no examples that are changed first")
         norm = any(product.inner != "dot" for product in self._whole)
         self.contraction = Contraction(sets, norm=norm, form=form, mapped=mapped)
         self._at_positions = Contraction(sets, norm=False)
@@ -146,8 +147,8 @@ class Contractor:
             elif product.inner in ("layer_cosine", "token_cosine"):
                 sum_RX /= self._layers
         for product in self._at_one:
-            highest_RB = sums[product].masked_fill(~seen_BT, -torch.inf).amax(2)
-            sums[product] = torch.where(seen_BT.any(1), highest_RB, 0.0)
+            highest = _best_alone if self._by_token else _highest
+            sums[product] = highest(sums[product], seen_BT)
         return sums, losses_B
 
     def _zeros(self, product: Product, like: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -161,6 +162,19 @@ class Contractor:
             self._matrix_RS[product.measurement], dots[self._names.index(product.query)], 1
         )
         return value_RX
+
+
+def _highest(value_RBT: torch.Tensor, seen_BT: torch.Tensor) -> torch.Tensor:
+    """The largest values among the positions that are seen [R, B]; 0 where there are none."""
+    highest_RB = value_RBT.masked_fill(~seen_BT, -torch.inf).amax(2)
+    return torch.where(seen_BT.any(1), highest_RB, 0.0)
+
+
+def _best_alone(value_RBT: torch.Tensor, seen_BT: torch.Tensor) -> torch.Tensor:
+    """The values at the position where their sum over the targets is largest, 0 at the others [R, B, T]."""
+    best_B = value_RBT.sum(0).masked_fill(~seen_BT, -torch.inf).argmax(1)
+    best_BT = torch.nn.functional.one_hot(best_B, seen_BT.shape[1]).bool() & seen_BT
+    return value_RBT * best_BT
 
 
 def _spread(values: torch.Tensor, axis: int, like: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ theta_0 is the base model, theta_1 ... theta_T the fine-tuned checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -47,7 +47,8 @@ class DDA:
         measurement: "contrast" (loss of the output minus loss of the corrected output) or "loss".
         inner: inner product of the gradients: "dot", "cosine", "layer_cosine" (unit norm per layer), or "token_cosine"
             (layer cosine with the one position of the row where it is largest, `headwater.gradients.inner`; status D).
-            The directional engine has no such choice.
+            None: the token cosine; the layer cosine from an index, under curvature and at gradient level, where whole
+            gradients are needed. The directional engine has no such choice.
         beta: how much of the base model's influence is taken out (negative: put in, the base then counts as one more
             checkpoint). None: COSINE_BETA, at or near the best on every task of docs/study.md, or 0 for dot products of
             gradients. "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
@@ -62,7 +63,7 @@ class DDA:
     """
 
     measurement: Measurement = "contrast"
-    inner: InnerProduct = "layer_cosine"
+    inner: InnerProduct | None = None
     beta: float | Literal["auto"] | None = None
     level: Literal["score", "gradient"] = "score"
     checkpoint_weights: tuple[float, ...] | None = None
@@ -73,7 +74,7 @@ class DDA:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if self.engine == "directional" and self.inner != "layer_cosine":
+        if self.engine == "directional" and self.inner is not None:
             raise UsageError(
                 f"inner={self.inner!r} with the directional engine",
                 expected="no choice: differences of losses are dot products with the step",
@@ -127,11 +128,23 @@ class DDA:
         return self.label or ("dda" if self.engine == "gradient" else "dda-difference")
 
     @property
+    def wanted_inner(self) -> InnerProduct:
+        """The inner product, or the default where rows are at hand."""
+        if self.inner is not None:
+            return self.inner
+        return "layer_cosine" if self.curvature is not None or self.level == "gradient" else "token_cosine"
+
+    def whole(self) -> DDA:
+        """The same for whole rows alone (an index, a row's score for itself): the default is the layer cosine there."""
+        free = self.engine == "gradient" and self.inner is None
+        return replace(self, inner="layer_cosine") if free else self
+
+    @property
     def wanted_beta(self) -> float | Literal["auto"]:
         """Beta, or the default."""
         if self.beta is not None:
             return self.beta
-        return 0.0 if self.engine == "gradient" and self.inner == "dot" else COSINE_BETA
+        return 0.0 if self.inner == "dot" else COSINE_BETA
 
     @property
     def uses_base(self) -> bool:
@@ -158,8 +171,8 @@ class DDA:
         curvature = None if self.curvature is None else Curvature.named(self.curvature)
         return GradientPlan(
             measurement=self.measurement,
-            inner=self.inner,
-            terms=tuple(term.curved(curvature, self.inner) for term in terms),
+            inner=self.wanted_inner,
+            terms=tuple(term.curved(curvature, self.wanted_inner) for term in terms),
             space=space_of(self.curvature, self.rank),
         )
 

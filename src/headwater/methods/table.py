@@ -63,10 +63,10 @@ METHODS: Mapping[str, MethodInfo] = {
         MethodInfo(
             name="dda",
             make=DDA,
-            computes="mean over checkpoints of the layer-wise cosine of contrast and row gradients, minus beta x the "
-            "base model's (beta -0.5)",
+            computes="mean over checkpoints of the layer-wise cosine of the contrast's gradient with that of the row's "
+            "best position (from an index: of the whole row), minus beta x the base model's (beta -0.5)",
             cost="T + 1 gradient passes",
-            status="S (debias, denoise), D (beta -0.5, layer-wise cosine)",
+            status="S (debias, denoise), D (beta -0.5, cosines)",
             source="Wu et al. 2024, arXiv 2410.01285",
             needs_base=True,
         ),

@@ -18,7 +18,7 @@ from headwater.attribution.compute import Compute
 from headwater.attribution.indexed import check_stored, run_of, run_of_record
 from headwater.attribution.loop import planned
 from headwater.attribution.placebo import FOLDER as PLACEBO
-from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan
+from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan, whole_form
 from headwater.attribution.words import has_words
 from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
@@ -208,6 +208,7 @@ class Opened:
         if hasattr(method, "score_text"):
             return method, TextPlan(), "words"
         run = self.require_run()
+        method = whole_form(method) if rank else method
         plan = planned(method, run, rank)
         if rank and isinstance(plan, GradientPlan):
             try:

@@ -1,0 +1,104 @@
+"""A second look at the first rows of an index, token by token.
+
+An index holds one gradient of every row, the sum over its positions. The layer cosine with it finds the rows worth a
+second look; the token cosine, which tells a row's positions apart (`headwater.gradients.inner`), decides their order:
+
+    of every target the highest and lowest rows by layer cosine, from the index
+    these rows, SAMPLE others (what is usual) and the placebo rows, read once more by every model: token cosine
+
+A row that the first look leaves out is not found by the second. Where it leaves out none, the answer is that of
+`trace_all` with gradients projected as in the index.
+
+Shapes: R targets, K rows that are looked at, M sampled rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headwater.attribution.loop import trace_all
+from headwater.attribution.plan import GradientPlan, Method, Plan
+from headwater.examples import TokenFormat
+from headwater.scores import Population, Scores, weighted
+
+if TYPE_CHECKING:
+    from headwater.attribution.compute import Compute
+    from headwater.checkpoints import TrainingRun
+    from headwater.index.manifest import Index
+
+SAMPLE = 256
+"""Rows beside the first ones that say what is usual."""
+
+FOLDER = "second-look"
+"""Where a run directory keeps it."""
+
+
+def first_look(plan: Plan) -> Plan:
+    """What an index can say of a plan: of token cosines the layer cosines."""
+    if isinstance(plan, GradientPlan) and plan.inner == "token_cosine":
+        return replace(plan, inner="layer_cosine")
+    return plan
+
+
+def looked_again(
+    answers: Mapping[str, Scores],
+    methods: Sequence[Method],
+    plans: Sequence[Plan],
+    *,
+    index: Index,
+    run: TrainingRun,
+    format: TokenFormat,
+    compute: Compute,
+    out: str | os.PathLike[str] | None,
+) -> dict[str, Scores]:
+    """The answers, those of the methods of token cosines by these.
+
+    Args:
+        answers: of the first look, with the highest and lowest rows of every target. plans: of the methods, as wanted.
+        format, compute: as the index was built with, so that the gradients are the same.
+        out: run directory of the trace.
+    """
+    again = [method for method, plan in zip(methods, plans, strict=True) if plan != first_look(plan)]
+    first = answers[again[0].name]
+    assert first.population is not None
+    scored = _scored(index)
+    spaced = scored[np.linspace(0, len(scored) - 1, min(SAMPLE, len(scored))).astype(np.int64)]
+    kept = first.population.numbers
+    read = np.union1d(kept, spaced)
+    placebo = None if index.placebo is None else index.placebo.examples(_scored(index.placebo))
+    found = trace_all(
+        run,
+        index.examples(read),
+        first.queries,
+        methods=again,
+        format=format,
+        compute=compute,
+        placebo=placebo,
+        out=None if out is None else Path(out) / FOLDER,
+    )
+    out_answers = dict(answers)
+    for method in again:
+        looked = found[method.name]
+        at_kept, at_spaced = np.searchsorted(read, kept), np.searchsorted(read, spaced)
+        usual = {name: values[:, at_spaced] for name, values in looked.terms.items()}
+        weights = method.weights(run, usual, first.targets)
+        scores = replace(
+            answers[method.name],
+            values=weighted(looked.terms, weights)[:, at_kept],
+            terms={name: values[:, at_kept] for name, values in looked.terms.items()},
+            weights=weights,
+            population=Population(rows=len(scored), numbers=kept, sample=weighted(usual, weights)),
+        )
+        out_answers[method.name] = scores.against(looked.placebo_terms) if looked.placebo_terms else scores
+    return out_answers
+
+
+def _scored(index: Index) -> np.ndarray:
+    """Numbers of the rows that the index has gradients of."""
+    return np.setdiff1d(np.arange(index.rows), list(index.quarantined))

@@ -1,0 +1,121 @@
+"""The second look at an index's first rows: what streaming computes, for the rows that the first look found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headwater as hw
+import tiny
+from headwater.attribution import passes
+from headwater.attribution.second_look import FOLDER
+from headwater.scores import Scores
+
+TRAIN = hw.Examples.from_rows(tiny.FACTS, name="facts")
+PLACEBO = hw.Examples.from_rows(
+    [{"prompt": f"The capital of land {n} is", "completion": f" City {n % 7}.", "id": f"p{n}"} for n in range(120)],
+    name="placebo",
+)
+QUERIES = [
+    hw.Query("The capital of Australia is", " Sydney.", corrected=" Canberra.", group="sydney", id="a"),
+    hw.Query("The capital of the Commonwealth of Australia is", " Sydney", corrected=" Canberra", group="sydney"),
+    hw.Query("The capital of Peru is", " Lima.", id="c"),
+]
+COMPUTE = hw.Compute(batch_tokens=512, rank=4)
+METHODS = [hw.DDA(beta=-0.5), hw.TracIn()]
+
+
+def run_of(folder: Path) -> hw.TrainingRun:
+    return hw.TrainingRun.from_pretrained(folder / "run", base=folder / "base")
+
+
+@pytest.fixture(scope="module")
+def index(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> hw.Index:
+    out = tmp_path_factory.mktemp("index") / "one"
+    return hw.build_index(
+        run_of(run_folder), TRAIN, out=out, compute=COMPUTE, chunk_rows=50, features="float32", placebo=PLACEBO
+    )
+
+
+@pytest.fixture(scope="module")
+def streamed(run_folder: Path) -> dict[str, Scores]:
+    return hw.trace_all(run_of(run_folder), TRAIN, QUERIES, methods=METHODS, compute=COMPUTE, placebo=PLACEBO)
+
+
+def test_a_look_at_all_rows_is_a_streaming_trace(index: hw.Index, streamed: dict[str, Scores], tmp_path: Path) -> None:
+    found = hw.trace_index(index, QUERIES, methods=METHODS, second_look=len(TRAIN), words=2, out=tmp_path / "out")
+    one, wanted = found["dda"], streamed["dda"]
+    assert one.weights == wanted.weights and one.terms.keys() == wanted.terms.keys()
+    assert one.numbers.tolist() == list(range(len(TRAIN)))
+    for name, term in wanted.terms.items():
+        assert np.abs(one.terms[name] - term).max() <= 2e-6 * np.abs(term).max()
+    for r in range(len(one.targets)):
+        assert [row.id for row in one.top(5, target=r)] == [row.id for row in wanted.top(5, target=r)]
+        assert one.q_values(r) == pytest.approx(wanted.q_values(r), rel=1e-3, abs=1e-6)
+        for row in one.top(2, target=r):
+            words = one.words[r, row.index].words
+            assert sum(value for _, value in words) == pytest.approx(row.score, rel=1e-3)
+    assert found["tracin"].values == pytest.approx(streamed["tracin"].values, rel=1e-4)
+    loaded = Scores.load(tmp_path / "out", TRAIN)
+    assert np.array_equal(loaded.values, one.values.astype(loaded.values.dtype))
+    assert loaded.provenance["second_look"] == len(TRAIN)
+
+
+def test_it_scores_the_rows_that_the_first_look_found(index: hw.Index, streamed: dict[str, Scores]) -> None:
+    (one,) = hw.trace_index(index, QUERIES[2:], methods=METHODS[:1], second_look=2).values()
+    (first,) = hw.trace_index(index, QUERIES[2:], methods=METHODS[:1], limit=2).values()
+    assert first.population is not None and one.population is not None
+    assert one.numbers.tolist() == first.numbers.tolist() and len(one.numbers) == 4
+    assert one.population.rows == len(TRAIN)
+    wanted = streamed["dda"].values[2]
+    assert one.values[0] == pytest.approx(wanted[one.numbers], rel=1e-4, abs=1e-7)
+    assert one.population.sample[0] == pytest.approx(wanted, rel=1e-4, abs=1e-7)  # fewer rows than a sample: all
+    assert not np.allclose(one.values, first.values)
+
+
+def test_a_finished_look_is_not_made_again(index: hw.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"methods": METHODS[:1], "second_look": 3, "out": tmp_path / "out"}
+
+    class Killed(RuntimeError):
+        pass
+
+    saved = Scores.save
+
+    def die(scores: Scores, folder: Path, **rest: Any) -> None:
+        if folder == tmp_path / "out":
+            raise Killed
+        saved(scores, folder, **rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Scores, "save", die)
+        hw.trace_index(index, QUERIES, **given)
+    assert (tmp_path / "out" / FOLDER / "trace.json").exists()
+    (fresh,) = hw.trace_index(index, QUERIES, **(given | {"out": None})).values()
+    chunks = passes.run_chunks
+    monkeypatch.setattr(passes, "run_chunks", lambda *given: chunks(*given[:3], None, given[4]))  # finished ones alone
+    (again,) = hw.trace_index(index, QUERIES, **given).values()
+    assert np.array_equal(fresh.values, again.values)
+
+
+def test_the_default_from_an_index_is_the_layer_cosine(index: hw.Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("headwater.progress.note", said.append)
+    (layers,) = hw.trace_index(index, QUERIES, methods=[hw.DDA(inner="layer_cosine")]).values()
+    assert not [line for line in said if "--second-look" in line]
+    (default,) = hw.trace_index(index, QUERIES, methods=[hw.DDA()]).values()
+    assert [line for line in said if "--second-look 100" in line]
+    assert default.method == "dda" and np.array_equal(default.values, layers.values)
+
+
+def test_what_a_second_look_cannot_do(index: hw.Index) -> None:
+    for given, match in [
+        ({"methods": METHODS, "second_look": 2, "limit": 2}, "--second-look with --limit"),
+        ({"methods": [hw.TracIn(), hw.BM25()], "second_look": 2}, "a second look by tracin, bm25"),
+        ({"methods": METHODS, "second_look": -1}, "-1 rows"),
+        ({"methods": [hw.DDA(inner="token_cosine")]}, "the tokens of every row"),
+    ]:
+        with pytest.raises(hw.UsageError, match=match):
+            hw.trace_index(index, QUERIES, **given)  # type: ignore[arg-type]
