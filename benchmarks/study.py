@@ -42,7 +42,6 @@ TOKENS: tuple[Method, ...] = (
     hw.DDA(inner="layer_cosine", label="dda layers"),
     hw.TracIn(),
     hw.CEA(),
-    hw.TRAK(),
     hw.RepresentationSimilarity(),
     hw.BM25(),
     hw.Verbatim(),

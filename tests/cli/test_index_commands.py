@@ -26,11 +26,16 @@ def index(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_an_index_answers_as_streaming_does(index: Path, given: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("indexed", "rows"), [([], ["--inner", "layer_cosine"]), (["--second-look", str(len(tiny.FACTS))], [])]
+)
+def test_an_index_answers_as_streaming_does(
+    index: Path, given: list[str], tmp_path: Path, indexed: list[str], rows: list[str]
+) -> None:
     methods = ["--method", "dda", "--method", "tracin"]
     question = [*QUESTION, *methods, "--json", "--quiet", "--top", "5"]
-    from_index = headwater("trace", "--index", index, *question, "--out", tmp_path / "indexed", "--words", 1)
-    streamed = headwater("trace", *given, *question, "--rank", 4)
+    from_index = headwater("trace", "--index", index, *question, *indexed, "--out", tmp_path / "indexed", "--words", 1)
+    streamed = headwater("trace", *given, *question, *rows, "--rank", 4)
     assert (from_index.returncode, from_index.stderr) == (0, "")
     found, wanted = (json.loads(done.stdout)["targets"][0]["methods"] for done in (from_index, streamed))
     for name in ("dda", "tracin"):

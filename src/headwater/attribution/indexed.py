@@ -169,7 +169,7 @@ def _check_look(count: int, limit: int | None, methods: Sequence[Method], plans:
         raise UsageError(
             f"a second look by {', '.join(method.name for method in methods)}",
             expected="a method that tells a row's tokens apart: others would see the same again",
-            fix="leave --second-look out, or use dda",
+            fix="leave --second-look out, or use dda with --inner token_cosine, its default",
         )
 
 
