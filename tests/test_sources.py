@@ -94,7 +94,13 @@ def test_scores_far_from_0_are_counted_from_the_middle_row() -> None:
     for sign in (1, -1):
         far = hw.by_source(scores_of(sign * 10 + value_N, columns), "a", resamples=20)
         assert far.zero == pytest.approx(sign * 10 + np.median(value_N))
-        assert shares(far) == pytest.approx(shares(near)) and "counted from" in far.unknown[0]
+        assert [one.mean for one in far.sources] == pytest.approx(
+            [
+                float(np.mean([sign * 10 + v for v, c in zip(value_N, columns, strict=True) if c["a"] == one.name]))
+                for one in far.sources
+            ]
+        )
+        assert shares(far) == pytest.approx(shares(near)) and "one side of 0" in far.unknown[0]
     values = np.stack([10 + value_N, -10 + value_N, value_N])
     group = hw.by_source(scores_of(values, columns), "a", target="all", resamples=200)
     assert group.zero == 0

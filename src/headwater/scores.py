@@ -1,7 +1,8 @@
 """Scores: for every query (or group of queries) and every training row, one number, and where it comes from.
 
 Sign: a positive score means that training on the row pushed the model TOWARDS the query's output (for a contrast:
-towards the wrong output and away from the corrected one). This is the one place where that is decided.
+towards the wrong output and away from the corrected one). This is the one place where that is decided. Of a token
+cosine it is the row's best position that did: nearly every row has one, and the score's height counts, not its sign.
 
 Shapes: R targets (queries, then groups), N rows.
 """
@@ -29,6 +30,15 @@ PLACEBO, PLACEBO_TERMS = "placebo.parquet", "placebo-terms.parquet"
 
 WORDS = "words.json"
 """Of a saved trace: the words that carry the scores of the first rows."""
+
+
+SIGN = (
+    "A positive score means that training on the row pushed the model towards the output (for a contrast: towards the "
+    "wrong output and away from the corrected one); a negative score means away from it. A token cosine, dda's "
+    "default, is that of the row's best position: nearly every row has a positive one, and how far it stands above the "
+    "others counts."
+)
+"""For the reader of an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +248,7 @@ class Scores:
             raise DataError(
                 "other weights for scores of which only the highest and lowest rows were kept",
                 expected="scores of all rows: other weights have other first rows",
-                fix="trace again without --limit, or with the other weights",
+                fix="trace again without --limit or --second-look, or with the other weights",
             )
         unknown = sorted(set(weights) - set(self.terms))
         if unknown:

@@ -5,8 +5,8 @@
     mean[g]       = sum of the scores of the rows of g / number of these rows
     first[g]      = number of the rows of g among the k highest
 
-Scores are counted from 0, or, where 0 is far from what is usual (a token cosine, a similarity), from the middle row's
-score: there 0 means nothing, and shares of such scores would be shares of the rows.
+For the shares, scores are counted from 0, or, where 0 is far from what is usual (a token cosine, a similarity), from
+the middle row's score: there 0 means nothing, and shares of such scores would be shares of the rows.
 
 Status D (sums of scores over sources, as in Grosse et al. 2023 and the data-market literature, are common; these
 normalisations are ours). Where shares add up, they do so over the *positive* part: a sum over all scores may be near 0
@@ -85,7 +85,7 @@ class Sources:
     Attributes:
         column: what was grouped by. k: of `Source.first`.
         rows: all rows that were scored. kept: those whose scores are known.
-        zero: what the scores are counted from.
+        zero: what the scores are counted from, for the shares.
         unknown: sentences that say what these scores cannot tell.
     """
 
@@ -152,7 +152,7 @@ def by_source(
         raise UsageError(
             f"the first {k} rows of a trace that kept {limit}",
             expected=f"at most {limit}",
-            fix=f"ask for fewer first rows (--first {limit}), or trace again with a higher --limit",
+            fix=f"ask for fewer first rows (--first {limit}), or trace again and keep more",
         )
     names, part_NG = _parts(scores.train, column)
     zero = _zero(scores.usual(r))
@@ -168,6 +168,9 @@ def by_source(
         ends = None if over_rows is None else over_rows[name][:, g]
         return None if ends is None or np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
 
+    def shifted(ends: Interval | None) -> Interval | None:
+        return None if ends is None else (ends[0] + zero, ends[1] + zero)
+
     sources = [
         Source(
             name=WITHOUT if name is None else name,
@@ -179,8 +182,8 @@ def by_source(
             share_over_queries=None if over_queries is None else (float(over_queries[0, g]), float(over_queries[1, g])),
             opposing_share=float(found["opposing"][g]),
             opposing_interval=interval("opposing", g),
-            mean=None if limited else float(found["mean"][g]),
-            mean_interval=interval("mean", g),
+            mean=None if limited else float(found["mean"][g]) + zero,
+            mean_interval=shifted(interval("mean", g)),
             first=float(found["first"][g]),
             first_interval=interval("first", g),
         )
@@ -319,8 +322,8 @@ def _unknown(scores: Scores, r: int, zero: float) -> tuple[str, ...]:
     lines = []
     if zero:
         lines.append(
-            f"No usual score is near 0: scores are counted from {zero:.3g}, that of the middle row, as shares of them "
-            "would be shares of the rows."
+            f"Nearly all scores lie on one side of 0: shares are of what is above (against: below) {zero:.3g}, the "
+            "score of the middle row. Shares of the scores would be shares of the rows."
         )
     if scores.population is None:
         return tuple(lines)

@@ -10,7 +10,7 @@ import pytest
 
 import headwater as hw
 import tiny
-from headwater.attribution import passes
+from headwater.attribution import passes, second_look
 from headwater.attribution.second_look import FOLDER
 from headwater.scores import Scores
 
@@ -68,12 +68,44 @@ def test_it_scores_the_rows_that_the_first_look_found(index: hw.Index, streamed:
     (one,) = hw.trace_index(index, QUERIES[2:], methods=METHODS[:1], second_look=2).values()
     (first,) = hw.trace_index(index, QUERIES[2:], methods=METHODS[:1], limit=2).values()
     assert first.population is not None and one.population is not None
-    assert one.numbers.tolist() == first.numbers.tolist() and len(one.numbers) == 4
+    highest = [row.number for row in first.top(2)]
+    assert one.numbers.tolist() == sorted(highest)
     assert one.population.rows == len(TRAIN)
     wanted = streamed["dda"].values[2]
     assert one.values[0] == pytest.approx(wanted[one.numbers], rel=1e-4, abs=1e-7)
     assert one.population.sample[0] == pytest.approx(wanted, rel=1e-4, abs=1e-7)  # fewer rows than a sample: all
-    assert not np.allclose(one.values, first.values)
+    both = hw.trace_index(index, QUERIES[2:], methods=METHODS, second_look=2)
+    of_tracin = hw.trace_index(index, QUERIES[2:], methods=METHODS[1:], limit=2)["tracin"]
+    assert both["dda"].numbers.tolist() == sorted({*highest, *of_tracin.numbers.tolist()})
+    assert both["dda"].values[0] == pytest.approx(wanted[both["dda"].numbers], rel=1e-4, abs=1e-7)
+    assert both["tracin"].top(1)[0].number == of_tracin.top(1)[0].number
+
+
+def test_methods_with_samples_of_their_own_come_back_from_disk(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second_look, "SAMPLE", 5)
+    rows = [*tiny.FACTS, {"prompt": "x " * 2000, "completion": " y", "id": "cut"}]
+    part, rest, more = (hw.Examples.from_rows(some, name="facts") for some in (rows[:8], rows[8:], rows))
+    given: dict[str, Any] = {"out": tmp_path / "index", "compute": COMPUTE, "chunk_rows": 4, "features": "float32"}
+    hw.build_index(run_of(run_folder), part, **given)
+    built = hw.build_index(run_of(run_folder), rest, append=True, **given)
+    methods = [hw.DDA(beta="auto"), hw.DDA(inner="layer_cosine", label="layers"), hw.TracIn()]
+    found = hw.trace_index(built, QUERIES, methods=methods, second_look=2, out=tmp_path / "out")
+    wanted = hw.trace(run_of(run_folder), more, QUERIES, method=methods[0], compute=COMPUTE)
+    numbers = found["dda"].numbers
+    for r in range(4):
+        of = {name: one.top(2, target=r)[0].number for name, one in found.items()}
+        assert of["layers"] == hw.trace_index(built, QUERIES, methods=methods[1:2])["layers"].top(1, target=r)[0].number
+    for name, one in found.items():
+        back = Scores.load(tmp_path / "out", one.train, method=name)
+        assert back.population is not None and one.population is not None
+        assert np.array_equal(back.population.sample, one.population.sample) and one.population.sample.shape == (4, 5)
+        assert back.numbers.tolist() == numbers.tolist()
+    for name in wanted.terms:
+        assert found["dda"].terms[name] == pytest.approx(wanted.terms[name][:, numbers], rel=1e-3, abs=1e-6)
+    with pytest.raises(hw.RunError, match="second_look"):
+        hw.trace_index(built, QUERIES, methods=methods, second_look=3, out=tmp_path / "out")
 
 
 def test_a_finished_look_is_not_made_again(index: hw.Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +139,9 @@ def test_the_default_from_an_index_is_the_layer_cosine(index: hw.Index, monkeypa
     assert not [line for line in said if "--second-look" in line]
     (default,) = hw.trace_index(index, QUERIES, methods=[hw.DDA()]).values()
     assert [line for line in said if "--second-look 100" in line]
+    said.clear()
+    hw.trace_index(index, QUERIES, methods=[hw.DDA(level="gradient", beta=0.5)])
+    assert not [line for line in said if "--second-look" in line]
     assert default.method == "dda" and np.array_equal(default.values, layers.values)
 
 
@@ -115,6 +150,8 @@ def test_what_a_second_look_cannot_do(index: hw.Index) -> None:
         ({"methods": METHODS, "second_look": 2, "limit": 2}, "--second-look with --limit"),
         ({"methods": [hw.TracIn(), hw.BM25()], "second_look": 2}, "a second look by tracin, bm25"),
         ({"methods": METHODS, "second_look": -1}, "-1 rows"),
+        ({"methods": [*METHODS, hw.BM25()], "second_look": 2}, "bm25 from an index with --second-look"),
+        ({"methods": [hw.DDA(level="gradient")], "second_look": 2}, "a second look by dda"),
         ({"methods": [hw.DDA(inner="token_cosine")]}, "the tokens of every row"),
     ]:
         with pytest.raises(hw.UsageError, match=match):

@@ -164,6 +164,29 @@ def test_words_of_one_row_are_those_of_a_trace(viewer: Live, answer: str, index:
     assert job["state"] == "failed" and "words of bm25" in job["error"]["message"]
 
 
+def test_words_of_token_cosines_add_up_where_the_rows_are_read_themselves(viewer: Live) -> None:
+    asked = {"name": "dda", "options": {"inner": "token_cosine"}}
+    name = viewer.asked(SYDNEY, methods=[asked])
+    label = viewer.get(f"/api/answers/{name}")["methods"][0]["name"]
+    row, score = viewer.view(name, limit=200)["answer"]["best"][0][:2]
+    job = viewer.finished(viewer.post(f"/api/answers/{name}/words", target=0, method=label, row=row)["job"])
+    assert job["state"] == "done", job.get("error")
+    shown = [level for _, level in job["result"]["words"]["row"] if level]
+    assert 1 <= len(shown) <= 3 and max(shown) == 5  # a position for each of three models, at most
+    assert score > 0
+
+
+def test_a_second_look_is_opened_and_brings_its_own_words(index: Path, tmp_path: Path) -> None:
+    opened = hw.Index.open(index)
+    query = hw.Query(**SYDNEY)
+    hw.trace_index(opened, [query], methods=[hw.DDA()], second_look=opened.rows, words=1, out=tmp_path / "trace")
+    with live(tmp_path / "trace", state=str(tmp_path / "state")) as one:
+        found = one.view("trace", limit=200, fold=0)["answer"]
+        assert len(found["best"]) + len(found["worst"]) == opened.rows and len(found["words"]) == 1
+        refused = one.page.post("/api/answers/trace/words", json={"target": 0, "method": "dda", "row": 5})
+        assert refused.status_code == 400 and "after a second look" in refused.json()["error"]["message"]
+
+
 def test_a_group_is_answered_together(viewer: Live) -> None:
     other = SYDNEY | {"prompt": "The capital of the Commonwealth of Australia is"}
     name = viewer.asked(SYDNEY, other, group="sydney")

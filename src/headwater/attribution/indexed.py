@@ -75,8 +75,9 @@ def trace_index(
         run: the models, where they lie elsewhere than when the index was built (their fingerprints are compared).
         words: of so many first rows, which words carry the score; the models read these rows once more.
         limit: of each target only the `limit` highest and lowest rows, in flat memory; None: all rows.
-        second_look: compare so many highest and lowest rows of each target again, token by token, and keep these: the
-            models read them once more. For methods of token cosines, which DDA's default then is.
+        second_look: compare so many highest rows of each target again, token by token, and keep these: the models read
+            them once more. For methods of token cosines, which DDA's default then is; of others as many highest and
+            lowest rows are kept.
         out: run directory for the scores.
         ray: score on the Ray cluster of this address; the answer is the same. workers: ranges of chunks at once.
 
@@ -91,11 +92,12 @@ def trace_index(
     plans = [planned(method, run, stored_rank) for method in methods]
     check_words(words, methods, plans)
     _check_look(second_look, limit, methods, plans)
+    kept = " with --second-look" if second_look else " with --limit"
     limit = second_look or limit
     for method, plan in zip(methods, plans, strict=True):
         if not isinstance(plan, GradientPlan | TextPlan) or (limit is not None and isinstance(plan, TextPlan)):
             raise UsageError(
-                f"{method.name} from an index" + (" with --limit" if isinstance(plan, TextPlan) else ""),
+                f"{method.name} from an index" + (kept if isinstance(plan, TextPlan) else ""),
                 expected="a method of inner products of gradients: the index holds nothing else",
                 fix="trace with --train and --checkpoints instead of --index",
             )
@@ -120,7 +122,7 @@ def trace_index(
         ],
         "compute": {"device": device, "device_map": device_map, "max_new_tokens": max_new_tokens},
         "limit": limit,
-        "second_look": second_look,
+        "second_look": second_look or None,
         "versions": versions("zarr"),
     }
     with run_directory(out, config) as state, _cluster(ray, workers) as cluster:
@@ -169,7 +171,7 @@ def _check_look(count: int, limit: int | None, methods: Sequence[Method], plans:
         raise UsageError(
             f"a second look by {', '.join(method.name for method in methods)}",
             expected="a method that tells a row's tokens apart: others would see the same again",
-            fix="leave --second-look out, or use dda with --inner token_cosine, its default",
+            fix="leave --second-look out, or use dda as it is, without --inner, --curvature and --level",
         )
 
 
@@ -215,6 +217,8 @@ class _Trace:
         self._index, self._run, self._compute, self._state, self._limit = index, run, compute, state, limit
         self._cluster = cluster
         self._notes = Notes(state)
+        self._again: list[bool] = []
+        """Of every method, whether it looks again: then the lowest rows do not matter."""
 
     def run(
         self,
@@ -238,6 +242,7 @@ class _Trace:
         )
         sides = encode_queries(queries, encoder)
         stored = [first_look(plan) for plan in plans]
+        self._again = [look != plan for look, plan in zip(stored, plans, strict=True)]
         todo = visits(self._run, stored)
         if all(isinstance(plan, TextPlan) for plan in plans):
             todo = []
@@ -262,7 +267,7 @@ class _Trace:
         answers = answer(stream, methods, stored, parts, provenance)
         if self._index.placebo is not None:
             answers |= self._against(self._index.placebo, answers, methods, stored, gradients)
-        if stored != list(plans):
+        if any(self._again):
             answers = looked_again(
                 answers,
                 methods,
@@ -407,9 +412,9 @@ class _Trace:
         ]
         with progress.bar("Scoring rows", self._index.rows) as bar:
             found = stream.ends(limit, list(zip(plans, weights, strict=True)), bar.advance)
-        rows = np.unique(
-            np.concatenate([both.ravel() for one in found for both in (one.highest_rows, one.lowest_rows)])
-        )
+        ends = [one.highest_rows for one in found]
+        ends += [one.lowest_rows for one, again in zip(found, self._again, strict=True) if not again]
+        rows = np.unique(np.concatenate([rows.ravel() for rows in ends]))
         kept = self._terms_of(stream, rows)
         train = self._index.examples(rows)
         return {

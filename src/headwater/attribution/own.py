@@ -90,7 +90,7 @@ def self_influence(
         raise UsageError(
             f"the self-influence of {method.name}",
             expected="a method of inner products of gradients within one checkpoint, or of words",
-            fix="choose another method, such as tracin, dda with level='score', or influence",
+            fix="choose another method, such as tracin, dda with level='score' and inner='layer_cosine', or influence",
         )
     config = describe(run, train, [], [method], format, compute) | {"what": "self-influence"}
     with run_directory(out, config) as state:

@@ -140,8 +140,9 @@ class TextMethod(Method, Protocol):
 
 
 def whole_form(method: Method) -> Method:
-    """The method for whole rows alone, as an index has them: its own `whole`, where its defaults differ there."""
-    form = getattr(method, "whole", None)
+    """The method for whole rows alone, as an index has them. One whose defaults differ there has a method
+    `for_whole_rows` that gives itself with these."""
+    form = getattr(method, "for_whole_rows", None)
     return method if form is None else cast(Method, form())
 
 

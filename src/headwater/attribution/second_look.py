@@ -3,7 +3,7 @@
 An index holds one gradient of every row, the sum over its positions. The layer cosine with it finds the rows worth a
 second look; the token cosine, which tells a row's positions apart (`headwater.gradients.inner`), decides their order:
 
-    of every target the highest and lowest rows by layer cosine, from the index
+    of every target the highest rows by layer cosine, from the index
     these rows, SAMPLE others (what is usual) and the placebo rows, read once more by every model: token cosine
 
 A row that the first look leaves out is not found by the second. Where it leaves out none, the answer is that of
@@ -60,16 +60,17 @@ def looked_again(
     """The answers, those of the methods of token cosines by these.
 
     Args:
-        answers: of the first look, with the highest and lowest rows of every target. plans: of the methods, as wanted.
+        answers: of the first look, with the highest rows of every target. plans: of the methods, as wanted.
         format, compute: as the index was built with, so that the gradients are the same.
         out: run directory of the trace.
     """
     again = [method for method, plan in zip(methods, plans, strict=True) if plan != first_look(plan)]
     first = answers[again[0].name]
     assert first.population is not None
-    scored = _scored(index)
-    spaced = scored[np.linspace(0, len(scored) - 1, min(SAMPLE, len(scored))).astype(np.int64)]
-    kept = first.population.numbers
+    scored, kept = _scored(index), first.population.numbers
+    sampled = first.population.sample.shape[1]
+    count = min(sampled, len(scored) if len(kept) == len(scored) else SAMPLE)
+    spaced = scored[_spaced(len(scored), count)]
     read = np.union1d(kept, spaced)
     placebo = None if index.placebo is None else index.placebo.examples(_scored(index.placebo))
     found = trace_all(
@@ -82,7 +83,12 @@ def looked_again(
         placebo=placebo,
         out=None if out is None else Path(out) / FOLDER,
     )
-    out_answers = dict(answers)
+    thinned = _spaced(sampled, count)  # what is usual is told by as many rows for every method
+    out_answers = {
+        name: replace(one, population=replace(one.population, sample=one.population.sample[:, thinned]))
+        for name, one in answers.items()
+        if one.population is not None
+    }
     for method in again:
         looked = found[method.name]
         at_kept, at_spaced = np.searchsorted(read, kept), np.searchsorted(read, spaced)
@@ -97,6 +103,11 @@ def looked_again(
         )
         out_answers[method.name] = scores.against(looked.placebo_terms) if looked.placebo_terms else scores
     return out_answers
+
+
+def _spaced(rows: int, count: int) -> np.ndarray:
+    """Evenly spaced numbers of rows [count]."""
+    return np.linspace(0, rows - 1, count).astype(np.int64)
 
 
 def _scored(index: Index) -> np.ndarray:

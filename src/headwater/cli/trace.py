@@ -158,7 +158,7 @@ def trace(
     inner: Annotated[
         Inner | None,
         typer.Option(
-            help="DDA: inner product. [default: token_cosine; layer_cosine from an index and with --curvature]",
+            help="DDA: inner product. [default: token_cosine; of an index, curvature or gradient level, layer_cosine]",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -236,7 +236,7 @@ def trace(
         int,
         typer.Option(
             min=0,
-            help="With --index: compare so many of the first and last rows again, by the models, token by token.",
+            help="With --index: the models read so many first rows (and placebo rows) again, token by token.",
             rich_help_panel=METHOD,
         ),
     ] = 0,

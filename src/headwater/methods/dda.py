@@ -134,10 +134,10 @@ class DDA:
             return self.inner
         return "layer_cosine" if self.curvature is not None or self.level == "gradient" else "token_cosine"
 
-    def whole(self) -> DDA:
+    def for_whole_rows(self) -> DDA:
         """The same for whole rows alone (an index, a row's score for itself): the default is the layer cosine there."""
-        free = self.engine == "gradient" and self.inner is None
-        return replace(self, inner="layer_cosine") if free else self
+        tokens = self.engine == "gradient" and self.inner is None and self.wanted_inner == "token_cosine"
+        return replace(self, inner="layer_cosine") if tokens else self
 
     @property
     def wanted_beta(self) -> float | Literal["auto"]:

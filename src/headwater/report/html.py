@@ -21,7 +21,7 @@ from headwater.errors import UsageError
 from headwater.report.contents import page_contents
 from headwater.report.visible import visible
 from headwater.run import write_whole
-from headwater.scores import Scores
+from headwater.scores import SIGN, Scores
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -84,6 +84,7 @@ def render_report(
         script=script,
         data=embedded(contents),
         contents=contents,
+        sign=SIGN,
         has_words=any(one.words for one in methods),
         first=_first_answer(contents),
         provenance=[(visible(key), visible(value)) for key, value in flattened(_provenance(methods))],

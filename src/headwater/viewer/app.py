@@ -22,7 +22,7 @@ from headwater.methods.table import METHODS
 from headwater.report.contents import words_record
 from headwater.report.html import flattened, render_report
 from headwater.report.visible import visible
-from headwater.scores import row_words
+from headwater.scores import SIGN, row_words
 from headwater.viewer import repairing
 from headwater.viewer.answers import TRACE, Answers, Asked, NotYet, UnknownAnswer
 from headwater.viewer.events import Events
@@ -35,10 +35,6 @@ from headwater.viewer.opened import Opened
 from headwater.viewer.views import MOST_ROWS, Filters, Views, Wanted
 from headwater.viewer.worker import error_record
 
-SIGN = (
-    "A positive score means that training on the row pushed the model towards the output (for a contrast: towards the "
-    "wrong output and away from the corrected one); a negative score means away from it."
-)
 MOST_TOKENS = 4096
 JSON_LINES = "application/jsonl"
 TYPES = {
@@ -379,6 +375,12 @@ def _asked_method(viewer: Viewer, name: str, label: str) -> Asked:
         if Asked.of(record).label == label:
             return Asked.of(record)
     if name == TRACE and viewer.opened.manifest is not None:
+        if viewer.opened.manifest["provenance"].get("second_look"):
+            raise UsageError(
+                f"words of {label} after a second look",
+                expected="words that the trace brings",
+                fix="trace again with --words",
+            )
         for record in viewer.opened.manifest["provenance"].get("methods", []):
             if record["name"] == label:
                 return Asked(name=label, options=traced_options(record))

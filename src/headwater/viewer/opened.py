@@ -195,7 +195,7 @@ class Opened:
             make_method(name)  # says which there are
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         rank = int(self.index.config["compute"]["rank"]) if self.index is not None else None
-        if rank and "rank" in METHODS[name].options():
+        if rank and "rank" in METHODS[name].options() and given.get("inner") != "token_cosine":  # that reads the rows
             given = {"rank": rank} | given
         if METHODS[name].needs_base and self.run is not None and self.run.base is None:
             given = {"beta": 0.0} | given

@@ -14,6 +14,7 @@ import numpy as np
 
 from headwater import progress
 from headwater.attribution.asking import generate, token_log_probabilities
+from headwater.attribution.compute import Compute
 from headwater.attribution.indexed import trace_index
 from headwater.attribution.loop import trace_all
 from headwater.attribution.measuring import free_bytes
@@ -28,7 +29,7 @@ from headwater.gradients.measurement import encode_queries, targets_of
 from headwater.index.manifest import Index
 from headwater.run import RunState, run_directory, versions
 from headwater.scores import Scores, query_record
-from headwater.viewer.opened import Opened
+from headwater.viewer.opened import How, Opened
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,11 @@ class Tasks:
     def encoder(self) -> Encoder:
         return Encoder(self.run.tokenizer(), self.opened.format, self.opened.train.template)
 
+    def _compute(self, how: How) -> Compute:
+        """How a method's gradients are made: projected as in the index, unless it reads the rows themselves."""
+        compute = self.opened.compute
+        return replace(compute, rank=None) if how == "rows" and self._index is not None else compute
+
     def models(self) -> Models:
         return Models(self.run, self.opened.compute, (), self._notes)
 
@@ -195,16 +201,13 @@ class Tasks:
             index = cast(KnownIndex, self._index)
             trace_index(index, queries, methods=[method], run=self.run, device=self.opened.place.device, out=out)
         elif how == "rows":
-            compute = self.opened.compute
-            if self._index is not None:
-                compute = replace(compute, rank=None)
             trace_all(
                 self.run,
                 self.opened.train,
                 queries,
                 methods=[method],
                 format=self.opened.format,
-                compute=compute,
+                compute=self._compute(how),
                 placebo=self.opened.placebo if own(plan) else None,
                 out=out,
             )
@@ -252,7 +255,7 @@ class Tasks:
         Raises:
             UsageError: a method whose scores have no parts by word. DataError: a row without counted tokens.
         """
-        method, plan, _ = self.opened.method(name, options)
+        method, plan, how = self.opened.method(name, options)
         check_words(1, [method], [plan])
         train = self.opened.train
         one = Examples([train[row]], name=train.name, template=train.template)
@@ -271,7 +274,7 @@ class Tasks:
             [plan],
             1,
             run=self.run,
-            models=self.models(),
+            models=Models(self.run, self._compute(how), (), self._notes),
             encoder=encoder,
             sides=sides,
             state=RunState(None),
