@@ -140,9 +140,10 @@ def test_words_of_the_first_rows() -> None:
     r = scores.target_number(FAULT)
     best = scores.top(1, target=FAULT)[0].index
     asked = Asked(query="q1", side="output", words=((" Sydney", 0.25), (" is", -0.001)))
-    words = RowWords(words=((" of", 0.01), (" Sydney\x1b[31m", 0.5), ("\n", 0.02)), asked=(asked,))
+    words = RowWords(words=((" at", 0.0), (" of", 0.01), (" Sydney\x1b[31m", 0.5), ("\n", 0.02)), asked=(asked,))
     text = printed(answer(replace(scores, words={(r, best): words}), FAULT, 3), 120)
     line = next(line for line in text.splitlines() if line.startswith("  1  row:  "))
     assert "Sydney" in line and "0.5000" in line and "\x1b" not in line and "⏎ 0.0200" in line
+    assert "at 0.0" not in line  # it carries nothing
     assert "\n     output:    Sydney 0.2500  is -0.0010" in text
     assert "words that carry" not in printed(answer(scores, FAULT, 3), 120)

@@ -53,7 +53,8 @@ def _words_lines(scores: Scores, r: int, top: int) -> list[Text]:
         asked = [(side.side, side.words) for side in words.asked]
         for number, (name, found) in enumerate((("row", words.words), *asked[:ASKED_SHOWN])):
             line = Text(f"{'' if number else row.rank:>3}  ").append(f"{name + ':':<10} ", "dim")
-            strongest = sorted(found, key=lambda word: -abs(word[1]))[:WORDS_SHOWN]
+            carrying = [word for word in found if word[1]]  # of a row's token cosine one position does
+            strongest = sorted(carrying, key=lambda word: -abs(word[1]))[:WORDS_SHOWN]
             numbers = number_format([value for _, value in strongest])
             for text, value in strongest:
                 line.append(_safe(text).strip() or "␣", "bold" if value > 0 else "").append(f" {numbers(value)}  ")

@@ -21,12 +21,13 @@ export const grouped = (count) => count.toLocaleString("en-US");
 export const plural = (count, one, many) => `${grouped(count)} ${count === 1 ? one : many || one + "s"}`;
 export const isBase = (name) => name === "base" || name.endsWith(" x base");
 
-// Names of checkpoints without what they all begin with: checkpoint-16, checkpoint-32 -> 16, 32.
+// Names of checkpoints without what they all begin with, one alone without what is before its number: checkpoint-16,
+// checkpoint-32 -> 16, 32.
 export function shortNames(names) {
   const plain = names.filter((name) => !isBase(name));
   let length = plain.length > 1 ? Math.min(...plain.map((name) => name.length)) : 0;
   while (length && !plain.every((name) => name.slice(0, length) === plain[0].slice(0, length))) length--;
-  const cut = plain.length ? plain[0].slice(0, length).replace(/[\p{L}\p{N}]+$/u, "").length : 0;
+  const cut = plain.length === 1 ? (plain[0].match(/^.*[-_](?=\d+$)/) || [""])[0].length : plain.length ? plain[0].slice(0, length).replace(/[\p{L}\p{N}]+$/u, "").length : 0;
   return names.map((name) => (isBase(name) ? "base" : name.slice(cut).length > 12 ? "…" + name.slice(-11) : name.slice(cut)));
 }
 
