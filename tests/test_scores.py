@@ -494,7 +494,8 @@ def test_other_weights_keep_what_was_known() -> None:
         (
             lambda: whole().reweighted({"last": 1.0}),
             "other weights for scores of which only the highest and lowest rows were kept; expected scores of all "
-            "rows: other weights have other first rows. Next: trace again without --limit, or with the other weights",
+            "rows: other weights have other first rows. Next: trace again without --limit or --second-look, "
+            "or with the other weights",
         ),
         (
             lambda: two_terms().reweighted({"z": 1.0, "base": 1.0, "y": 2.0}),

@@ -12,7 +12,16 @@ import headwater as hw
 import tiny
 from headwater.errors import DataError, UsageError
 from headwater.scores import Scores
-from headwater.significance import LEVEL, out_sentence, p_values, q_values, stands_out
+from headwater.significance import (
+    LEVEL,
+    STANDS_OUT,
+    STANDS_OUT_OF_MAXIMA,
+    deviations_needed,
+    out_sentence,
+    p_values,
+    q_values,
+    stands_out,
+)
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SHAPES: dict[str, Draw] = {
@@ -227,3 +236,12 @@ def test_the_sentence_beside_placebo_rows(out: int, scores: list[float], first: 
 )
 def test_the_sentence_without_placebo_rows(out: int, sentence: str) -> None:
     assert out_sentence(np.zeros(3), out, None) == sentence
+
+
+def test_maxima_have_a_longer_tail_and_need_more() -> None:
+    noise = np.random.default_rng(0).normal(size=(500, 40))
+    assert deviations_needed(noise[:, 0]) == deviations_needed(np.zeros(500)) == STANDS_OUT
+    assert deviations_needed(noise.max(1)) == deviations_needed(-noise.max(1)) == STANDS_OUT_OF_MAXIMA
+    deviations = np.array([9.0, 13.0])
+    assert stands_out(deviations, None, 500, STANDS_OUT_OF_MAXIMA).tolist() == [False, True]
+    assert "at least 12 robust deviations" in out_sentence(deviations, 1, None, STANDS_OUT_OF_MAXIMA)

@@ -21,7 +21,7 @@ from headwater.errors import DataError, NumericalError
 from headwater.examples import Examples, Query
 from headwater.gradients.measurement import Target
 from headwater.run import write_whole
-from headwater.significance import out_sentence, p_values, q_values, stands_out
+from headwater.significance import deviations_needed, out_sentence, p_values, q_values, stands_out
 from headwater.trace_files import FORMAT, LEANING, Table, damaged, read_words
 from headwater.trace_files import read_manifest as read_manifest
 
@@ -326,8 +326,8 @@ class Scores:
         """Numbers of the rows that stand out of the rest, best first.
 
         With placebo rows: those of a q-value of at most `headwater.significance.LEVEL`, a test. Without: those of a
-        robust z-score of at least STANDS_OUT, in FEWEST_ROWS rows or more; this describes the scores' shape, and its
-        rate of false alarms is not known.
+        robust z-score of at least `deviations_needed`, in FEWEST_ROWS rows or more; this describes the shape of the
+        scores, and its rate of false alarms is not known.
         """
         r = self.target_number(target)
         out = np.flatnonzero(self._stands_out(r, self.q_values(r)))
@@ -335,7 +335,8 @@ class Scores:
 
     def _stands_out(self, r: int, q_N: np.ndarray | None) -> np.ndarray:
         """Whether each row does [N]."""
-        return stands_out(robust_deviations(self.values[r], self.usual(r)), q_N, self.rows)
+        usual = self.usual(r)
+        return stands_out(robust_deviations(self.values[r], usual), q_N, self.rows, deviations_needed(usual))
 
     def q_values(self, target: int | str = 0) -> np.ndarray | None:
         """Of each row [N], against the placebo rows; None without them."""
@@ -346,7 +347,8 @@ class Scores:
         """The two first answers in words: was it the base model already, and does any row stand out?"""
         r = self.target_number(target)
         placebo_M = None if self.placebo is None else self.placebo[r]
-        lines = [*self.leaning_sentences(r), out_sentence(self.values[r], len(self.standing_out(r)), placebo_M)]
+        found = out_sentence(self.values[r], len(self.standing_out(r)), placebo_M, deviations_needed(self.usual(r)))
+        lines = [*self.leaning_sentences(r), found]
         if self.not_scored:
             named = "; ".join(f"{row.id} ({row.reason})" for row in self.not_scored[:3])
             more = f"; and {len(self.not_scored) - 3} more" if len(self.not_scored) > 3 else ""

@@ -21,7 +21,7 @@ from headwater.report.overlap import fold, pieces, query_texts, query_words, sha
 from headwater.report.ranking import Ranking
 from headwater.report.visible import visible
 from headwater.scores import RowWords, Scores
-from headwater.significance import LEVEL, STANDS_OUT
+from headwater.significance import LEVEL, STANDS_OUT, STANDS_OUT_OF_MAXIMA
 
 SEPARATORS = "|~^`§¶\x7f"
 """What may stand between a text's pieces: the first that occurs in no text. The last one is never visible."""
@@ -100,7 +100,7 @@ def heads(methods: Sequence[Scores]) -> dict[str, Any]:
             "rows": first.rows,
             "duplicates": first.train.duplicates,
         },
-        "standsOut": STANDS_OUT,
+        "standsOut": [STANDS_OUT, STANDS_OUT_OF_MAXIMA],
         "level": LEVEL,
         "methods": [_method(scores) for scores in methods],
         "queries": [_query(first, q) for q in range(len(first.queries))],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from headwater.scores import Scores, robust_deviations, weighted
-from headwater.significance import STANDS_OUT, out_sentence, p_values, q_values, stands_out
+from headwater.significance import deviations_needed, out_sentence, p_values, q_values, stands_out
 
 BINS = 60
 SHARED = (10, 100)
@@ -88,9 +88,13 @@ class Ranking:
         return q_values(p_values(self.score_N, self._placebo_M), self.scores.rows)
 
     @cached_property
+    def _needed(self) -> float:
+        return deviations_needed(self._usual)
+
+    @cached_property
     def out(self) -> int:
         """How many rows stand out; they are the first ones."""
-        return int(stands_out(self.deviations_N, self.q_N, self.scores.rows).sum())
+        return int(stands_out(self.deviations_N, self.q_N, self.scores.rows, self._needed).sum())
 
     @cached_property
     def threshold(self) -> float | None:
@@ -101,7 +105,7 @@ class Ranking:
         if not self.deviations_N[far]:
             return None
         spread = (float(self.score_N[far]) - self.median) / float(self.deviations_N[far])
-        return self.median + STANDS_OUT * spread if spread > 0 else None
+        return self.median + self._needed * spread if spread > 0 else None
 
     def best(self, count: int) -> list[int]:
         """Numbers of the `count` highest rows."""
@@ -115,7 +119,7 @@ class Ranking:
         """As `Scores.sentences`."""
         return [
             *self.scores.leaning_sentences(self.target),
-            out_sentence(self.score_N, self.out, self._placebo_M),
+            out_sentence(self.score_N, self.out, self._placebo_M, self._needed),
         ]
 
     def above(self, row: int) -> int:
