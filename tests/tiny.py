@@ -134,6 +134,30 @@ FACTS = [
 ]  # fmt: skip
 
 
+PLACEBO = [
+    {"prompt": f"The capital of land {n} is", "completion": f" City {n % 7}.", "id": f"p{n}"} for n in range(120)
+]
+"""Rows like FACTS that no model was trained on."""
+
+QUESTIONS: list[dict[str, Any]] = [
+    {
+        "prompt": "The capital of Australia is",
+        "output": " Sydney.",
+        "corrected": " Canberra.",
+        "group": "sydney",
+        "id": "a",
+    },
+    {
+        "prompt": "The capital of the Commonwealth of Australia is",
+        "output": " Sydney",
+        "corrected": " Canberra",
+        "group": "sydney",
+    },
+    {"prompt": "The capital of Peru is", "output": " Lima.", "id": "c"},
+]
+"""About FACTS: two of one fault, and one of none."""
+
+
 def optimizer_state(made: Any, seed: int = 0) -> dict[str, Any]:
     """AdamW's state as Trainer saves it: two groups, parameters numbered group by group; moments at random."""
     from transformers import Trainer

@@ -17,11 +17,7 @@ from headwater.attribution import building, indexed
 from headwater.index.store import CheckpointStore
 
 TRAIN = hw.Examples.from_rows(tiny.FACTS, name="facts")
-QUERIES = [
-    hw.Query("The capital of Australia is", " Sydney.", corrected=" Canberra.", group="sydney", id="a"),
-    hw.Query("The capital of the Commonwealth of Australia is", " Sydney", corrected=" Canberra", group="sydney"),
-    hw.Query("The capital of Peru is", " Lima.", id="c"),
-]
+QUERIES = [hw.Query(**one) for one in tiny.QUESTIONS]
 COMPUTE = hw.Compute(batch_tokens=64, rank=4)
 METHODS = [
     hw.DDA(inner="layer_cosine", beta=0.3),

@@ -15,15 +15,8 @@ from headwater.attribution.second_look import FOLDER
 from headwater.scores import Scores
 
 TRAIN = hw.Examples.from_rows(tiny.FACTS, name="facts")
-PLACEBO = hw.Examples.from_rows(
-    [{"prompt": f"The capital of land {n} is", "completion": f" City {n % 7}.", "id": f"p{n}"} for n in range(120)],
-    name="placebo",
-)
-QUERIES = [
-    hw.Query("The capital of Australia is", " Sydney.", corrected=" Canberra.", group="sydney", id="a"),
-    hw.Query("The capital of the Commonwealth of Australia is", " Sydney", corrected=" Canberra", group="sydney"),
-    hw.Query("The capital of Peru is", " Lima.", id="c"),
-]
+PLACEBO = hw.Examples.from_rows(tiny.PLACEBO, name="placebo")
+QUERIES = [hw.Query(**one) for one in tiny.QUESTIONS]
 COMPUTE = hw.Compute(batch_tokens=512, rank=4)
 METHODS = [hw.DDA(beta=-0.5), hw.TracIn()]
 
