@@ -32,15 +32,6 @@ WORDS = "words.json"
 """Of a saved trace: the words that carry the scores of the first rows."""
 
 
-SIGN = (
-    "A positive score means that training on the row pushed the model towards the output (for a contrast: towards the "
-    "wrong output and away from the corrected one); a negative score means away from it. A token cosine, dda's "
-    "default, is that of the row's best position: nearly every row has a positive one, and how far it stands above the "
-    "others counts."
-)
-"""For the reader of an answer."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoredRow:
     """One row of an answer.

@@ -265,8 +265,10 @@ class _Trace:
         provenance = dict(self._index.config) | dict(config) | {"notes": self._notes} | command()
         answer = self._all if self._limit is None else self._ends
         answers = answer(stream, methods, stored, parts, provenance)
-        if self._index.placebo is not None:
-            answers |= self._against(self._index.placebo, answers, methods, stored, gradients)
+        once = [n for n, again in enumerate(self._again) if not again]
+        if self._index.placebo is not None and once:
+            of, by = [methods[n] for n in once], [stored[n] for n in once]
+            answers |= self._against(self._index.placebo, answers, of, by, gradients)
         if any(self._again):
             answers = looked_again(
                 answers,

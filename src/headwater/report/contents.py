@@ -23,6 +23,14 @@ from headwater.report.visible import visible
 from headwater.scores import RowWords, Scores
 from headwater.significance import LEVEL, STANDS_OUT, STANDS_OUT_OF_MAXIMA
 
+SIGN = (
+    "A positive score means that training on the row pushed the model towards the output (for a contrast: towards the "
+    "wrong output and away from the corrected one); a negative score means away from it. A token cosine, dda's "
+    "default, is that of the row's best position: nearly every row has a positive one, and how far it stands above the "
+    "others counts."
+)
+"""For the reader of an answer."""
+
 SEPARATORS = "|~^`§¶\x7f"
 """What may stand between a text's pieces: the first that occurs in no text. The last one is never visible."""
 TEXT_BUDGET = 500_000

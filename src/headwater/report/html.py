@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.errors import UsageError
-from headwater.report.contents import page_contents
+from headwater.report.contents import SIGN, page_contents
 from headwater.report.visible import visible
 from headwater.run import write_whole
-from headwater.scores import SIGN, Scores
+from headwater.scores import Scores
 
 if TYPE_CHECKING:
     from jinja2 import Template

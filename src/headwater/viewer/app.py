@@ -19,10 +19,10 @@ from headwater import __version__
 from headwater.errors import DataError, HeadwaterError, UsageError
 from headwater.examples import Query
 from headwater.methods.table import METHODS
-from headwater.report.contents import words_record
+from headwater.report.contents import SIGN, words_record
 from headwater.report.html import flattened, render_report
 from headwater.report.visible import visible
-from headwater.scores import SIGN, row_words
+from headwater.scores import row_words
 from headwater.viewer import repairing
 from headwater.viewer.answers import TRACE, Answers, Asked, NotYet, UnknownAnswer
 from headwater.viewer.events import Events
