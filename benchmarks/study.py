@@ -1,7 +1,7 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
     HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
-        [--rank 16] [--tokens] [--suffix confirmed]
+        [--rank 16] [--tokens] [--trak] [--suffix confirmed]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona). SmolLM2-135M is trained on
 each, asked, and traced by every method and by DDA with its parts exchanged one by one. What needs no new gradients
@@ -29,8 +29,8 @@ import headwater as hw
 from headwater.attribution.asking import measured
 from headwater.attribution.plan import Method
 from headwater.bench import SeedResult, Summary, run_bench
-from headwater.bench.running import markdown
-from headwater.bench.summary import figure
+from headwater.bench.running import markdown, write_bench
+from headwater.bench.summary import figure, summarise
 from headwater.evaluation import bootstrap_nested, evaluate_ranking
 from headwater.methods.dda import BETAS, choose_beta
 from headwater.testbeds import Testbed, make_testbed, plant_hallucinations, smollm2_135m, wikidata_testbed
@@ -105,6 +105,7 @@ def main() -> None:
         "--span", action="store_true", help="measure only the words that differ from the corrected output"
     )
     parser.add_argument("--tokens", action="store_true", help="the best position of every row against all of it")
+    parser.add_argument("--trak", action="store_true", help="TRAK too, in a pass of its own")
     parser.add_argument("--suffix", help="of the result's name, where other seeds have a file of their own")
     parser.add_argument("--rank", type=int, help="project every layer's gradients to rank x rank numbers")
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
@@ -125,16 +126,23 @@ def main() -> None:
             share_run(trained / f"seed-{seed}", out / f"seed-{seed}")
     started = time.process_time()
     chosen = list(TOKENS) if given.tokens else methods(given.light)
-    summary, results = run_bench(
-        make,
-        base=smollm2_135m(),
-        methods=chosen,
-        out=out,
-        recipe=recipe,
-        seeds=given.seeds,
-        compute=hw.Compute(query_memory=given.query_memory << 30, rank=given.rank),
-        name=name,
-    )
+    settings: dict[str, Any] = {
+        "base": smollm2_135m(),
+        "recipe": recipe,
+        "seeds": given.seeds,
+        "compute": hw.Compute(query_memory=given.query_memory << 30, rank=given.rank),
+        "name": name,
+    }
+    summary, results = run_bench(make, methods=chosen, out=out, **settings)
+    if given.trak:
+        apart = out.with_name(f"{out.name}-trak")
+        for seed in given.seeds:
+            share_run(out / f"seed-{seed}", apart / f"seed-{seed}")
+        _, more = run_bench(make, methods=[hw.TRAK()], out=apart, **settings)
+        results = [replace(one, figures=[*one.figures, *two.figures]) for one, two in zip(results, more, strict=True)]
+        summary = summarise([f for one in results for f in one.figures])
+        config = {"base": str(smollm2_135m()), "recipe": asdict(recipe), "seeds": given.seeds}
+        write_bench(out, name, summary, results, config, [*chosen, hw.TRAK()])
     beds = {seed: make(seed) for seed in given.seeds}
     sweep = {
         label: sweep_of(label, beds, dict.fromkeys(beds, out))
@@ -150,6 +158,7 @@ def main() -> None:
         + f" --rank {given.rank}" * bool(given.rank)
         + " --span" * given.span
         + " --tokens" * given.tokens
+        + " --trak" * given.trak
         + f" --suffix {given.suffix}" * bool(given.suffix),
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(torch.get_num_threads()),

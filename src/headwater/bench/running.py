@@ -136,7 +136,7 @@ def run_bench(
         one = _Seed(make(seed), seed, str(base), out / f"seed-{seed}", replace(recipe, seed=seed), format, compute)
         results.append(one.result(methods, effects))
     summary = summarise([f for result in results for f in result.figures])
-    _write(out, name, summary, results, {"base": str(base), "recipe": asdict(recipe), "seeds": list(seeds)}, methods)
+    write_bench(out, name, summary, results, {"base": str(base), "recipe": asdict(recipe), "seeds": list(seeds)}, methods)
     return summary, results
 
 
@@ -334,7 +334,7 @@ def _right(query: Query, said: str) -> bool:
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _write(
+def write_bench(
     out: Path,
     name: str,
     summary: Summary,
@@ -342,6 +342,7 @@ def _write(
     config: Mapping[str, Any],
     methods: Sequence[Method],
 ) -> None:
+    """The files of a bench."""
     record = {
         "testbed": name,
         **config,
