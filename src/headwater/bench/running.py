@@ -136,7 +136,9 @@ def run_bench(
         one = _Seed(make(seed), seed, str(base), out / f"seed-{seed}", replace(recipe, seed=seed), format, compute)
         results.append(one.result(methods, effects))
     summary = summarise([f for result in results for f in result.figures])
-    write_bench(out, name, summary, results, {"base": str(base), "recipe": asdict(recipe), "seeds": list(seeds)}, methods)
+    write_bench(
+        out, name, summary, results, {"base": str(base), "recipe": asdict(recipe), "seeds": list(seeds)}, methods
+    )
     return summary, results
 
 
