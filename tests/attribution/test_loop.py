@@ -60,8 +60,11 @@ class Naive:
         sides, examples = self.grads[query_at][0], self.grads[example_at][2 if inner == "token_cosine" else 1]
         product = naive.token_cosine if inner == "token_cosine" else partial(naive.product, inner=inner)
         matrix = self.sides.matrix(measurement)
-        out = []
-        for weights in matrix:
+        out: list[Any] = []
+        for target, weights in zip(self.sides.targets, matrix, strict=True):
+            if target.kind == "group" and inner in ("layer_cosine", "token_cosine"):
+                out.append(np.mean([out[q] for q in target.members], axis=0))
+                continue
             query = [
                 sum(float(w) * side[n] for w, side in zip(weights, sides, strict=True)) for n in range(len(sides[0]))
             ]
@@ -171,13 +174,16 @@ def test_beta_zero_is_checkpoint_averaged_tracin_with_unit_rates(run_folder: Pat
     near(dda.values, tracin.values, 1e-14)
 
 
-def test_group_is_the_sum_of_its_measurements(case: Any) -> None:
+def test_group_is_the_sum_of_its_measurements_or_the_mean_of_its_scores(case: Any) -> None:
     run, _ = case
     scores = hw.trace(run, TRAIN, QUERIES, method=hw.CEA(), compute=EXACT)
     assert [t.name for t in scores.targets] == ["a", "b", "c", "sydney"]
     near(scores.values[3], scores.values[0] + scores.values[1])
-    cosine = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(beta=0), compute=EXACT)
-    assert np.abs(cosine.values[3] - cosine.values[0] - cosine.values[1]).max() > 1e-3
+    flat = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(inner="cosine", beta=0), compute=EXACT)
+    assert np.abs(flat.values[3] - (flat.values[0] + flat.values[1]) / 2).max() > 1e-3
+    for inner in ("layer_cosine", "token_cosine"):
+        mean = hw.trace(run, TRAIN, QUERIES, method=hw.DDA(inner=inner), compute=EXACT)
+        near(mean.values[3], (mean.values[0] + mean.values[1]) / 2)
 
 
 def test_query_blocks_change_nothing(run_folder: Path) -> None:

@@ -34,7 +34,7 @@ from headwater.checkpoints import Checkpoint, TrainingRun
 from headwater.errors import ModelError, RunError, UsageError
 from headwater.examples import Encoder, Query, TokenFormat
 from headwater.gradients.inner import Product
-from headwater.gradients.measurement import Measurement, Sides, check_queries, encode_queries
+from headwater.gradients.measurement import Measurement, Sides, Target, check_queries, encode_queries
 from headwater.index.manifest import Index
 from headwater.run import Notes, RunState, run_directory, versions
 from headwater.scores import Leaning, NotScored, Population, Scores, query_record, weighted
@@ -256,7 +256,7 @@ class _Trace:
         ordered = [leaning for name in visit_order(self._run, lean) for leaning in lean[name]]
         products = {key: None for plan in stored for _, key in keys(plan)}
         gradients = self._gradients(list(products), at)
-        stream = self._stream(self._index, list(products), gradients)
+        stream = self._stream(self._index, list(products), gradients, sides.targets)
         left_out = [
             NotScored(number=row, id=one["id"], source=one["source"], reason=one["reason"])
             for row, one in self._index.quarantined.items()
@@ -286,10 +286,12 @@ class _Trace:
             )
         return answers
 
-    def _stream(self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor]) -> Stream:
+    def _stream(
+        self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor], targets: Sequence[Target]
+    ) -> Stream:
         if self._cluster is not None and wanted:
-            return SpreadStream(index, wanted, gradients, self._cluster)
-        return Stream(index, wanted, gradients)
+            return SpreadStream(index, wanted, gradients, targets, self._cluster)
+        return Stream(index, wanted, gradients, targets)
 
     def _against(
         self,
@@ -302,7 +304,7 @@ class _Trace:
         """The answers with the terms of the placebo rows, for the same gradients of the queries."""
         able = answering(methods, plans)
         wanted = {key: None for plan in plans if own(plan) for _, key in keys(plan)}
-        stream = self._stream(placebo, list(wanted), gradients)
+        stream = self._stream(placebo, list(wanted), gradients, next(iter(answers.values())).targets)
         scored = np.setdiff1d(np.arange(placebo.rows), list(placebo.quarantined))
         values = list(stream.chunks()) if wanted else []
         done = {key: np.concatenate([found[key] for *_, found in values], 1)[:, scored] for key in wanted}

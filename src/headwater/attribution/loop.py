@@ -31,6 +31,7 @@ from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.curvature.options import PASSES, PLAIN, Space, Step
+from headwater.gradients.inner import grouped
 from headwater.gradients.measurement import Sides, check_queries, encode_queries
 from headwater.run import Notes, RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
@@ -405,7 +406,7 @@ class _Loop:
             full = np.zeros((len(sides.targets), len(self.train)))
             for numbers, found in parts:
                 full[numbers] = found[passes.product_name(product)]
-            done[name, product] = full
+            done[name, product] = grouped(full, product.inner, sides.targets)
         if space.margin:
             done[name, Doubt()] = parts[0][1]["doubt"]
 

@@ -19,8 +19,8 @@ from headwater.attribution.plan import Plan
 from headwater.attribution.work import Key, terms
 from headwater.errors import HeadwaterError
 from headwater.gradients.curvature.options import Step
-from headwater.gradients.inner import Product
-from headwater.gradients.measurement import Measurement
+from headwater.gradients.inner import Product, grouped
+from headwater.gradients.measurement import Measurement, Target
 from headwater.index.manifest import Index, Part
 from headwater.index.scoring import Ends, Kind, TopK, dots
 from headwater.scores import weighted
@@ -48,9 +48,11 @@ Recipe = tuple[Plan, Mapping[str, float]]
 class Stream:
     """Every wanted number of every row, chunk by chunk, all checkpoints side by side."""
 
-    def __init__(self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor]) -> None:
+    def __init__(
+        self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor], targets: Sequence[Target]
+    ) -> None:
         self.keys = list(wanted)
-        self._index, self._gradients = index, gradients
+        self._index, self._gradients, self._targets = index, gradients, targets
         self._places: dict[str, list[Product]] = {}
         for place, product in wanted:
             self._places.setdefault(place, []).append(cast(Product, product))
@@ -83,8 +85,7 @@ class Stream:
 
     def ends(self, limit: int, recipes: Sequence[Recipe], advance: Any) -> list[Ends]:
         """The first and last rows of each recipe; `advance` is called with the number of rows that were scored."""
-        targets = len(next(iter(self._gradients.values())))
-        found = [TopK(limit, targets) for _ in recipes]
+        found = [TopK(limit, len(self._targets)) for _ in recipes]
         for part, numbers in self.ranges():
             for one, top in zip(self.ends_of(part, numbers, limit, recipes, advance), found, strict=True):
                 top.merge(one)
@@ -94,8 +95,7 @@ class Stream:
         self, part: int, numbers: Sequence[int], limit: int, recipes: Sequence[Recipe], advance: Any = None
     ) -> list[Ends]:
         """The same of some chunks."""
-        targets = len(next(iter(self._gradients.values())))
-        found = [TopK(limit, targets) for _ in recipes]
+        found = [TopK(limit, len(self._targets)) for _ in recipes]
         for start, stop, values in self.part(part, numbers):
             for top, (plan, weights) in zip(found, recipes, strict=True):
                 score_Rn = weighted(terms(plan, values), weights)
@@ -131,8 +131,9 @@ class Stream:
                 for product in self._places[place]:
                     at = asked.index(asked_of(product))
                     all_targets = found[cast(Kind, product.inner)]
-                    count = len(all_targets) // len(asked)
-                    values[place, product] = all_targets[at * count : (at + 1) * count]
+                    count = len(self._targets)
+                    mine_Rn = all_targets[at * count : (at + 1) * count]
+                    values[place, product] = grouped(mine_Rn, product.inner, self._targets)
             yield part.first + start, part.first + stop, values
 
 
@@ -141,11 +142,16 @@ class SpreadStream(Stream):
     nothing piles up; a range whose worker died is given to another."""
 
     def __init__(
-        self, index: Index, wanted: Sequence[Key], gradients: Mapping[Asked, torch.Tensor], cluster: Cluster
+        self,
+        index: Index,
+        wanted: Sequence[Key],
+        gradients: Mapping[Asked, torch.Tensor],
+        targets: Sequence[Target],
+        cluster: Cluster,
     ) -> None:
-        super().__init__(index, wanted, gradients)
+        super().__init__(index, wanted, gradients, targets)
         self._cluster = cluster
-        self._shared = cluster.ray.put((index, list(wanted), dict(gradients)))
+        self._shared = cluster.ray.put((index, list(wanted), dict(gradients), list(targets)))
 
     def chunks(
         self, *, sample: int | None = None, rows: np.ndarray | None = None
@@ -154,8 +160,7 @@ class SpreadStream(Stream):
             yield from found
 
     def ends(self, limit: int, recipes: Sequence[Recipe], advance: Any) -> list[Ends]:
-        targets = len(next(iter(self._gradients.values())))
-        tops = [TopK(limit, targets) for _ in recipes]
+        tops = [TopK(limit, len(self._targets)) for _ in recipes]
         for rows, found in self._mapped(_ends, self.ranges(), limit, list(recipes)):
             for top, one in zip(tops, found, strict=True):
                 top.merge(one)

@@ -5,7 +5,8 @@
 is summed over u for the row's positions t, and over t for the positions u of the outputs: exact, so that the words of
 either add up to the score. A token cosine has one position of the row, the best, at each checkpoint; the others have no
 part. A position's part is shown at the word that it predicts where the loss counts that word, and else at the word that
-it reads (a prompt acts through what is predicted from it).
+it reads (a prompt acts through what is predicted from it). Where a group's number is the mean of its queries' numbers,
+its words are too.
 
 Shapes: R targets, K rows of one of them, T tokens (padded), U tokens of all sides.
 """
@@ -24,7 +25,7 @@ from headwater.attribution.plan import GradientPlan, Method, Plan
 from headwater.attribution.work import Visit, keys, visits
 from headwater.errors import UsageError
 from headwater.examples import Encoded, Encoder
-from headwater.gradients.inner import Product
+from headwater.gradients.inner import Product, is_mean
 from headwater.gradients.measurement import Measurement, Sides
 from headwater.run import RunState, digest
 from headwater.scores import Asked, RowWords, Scores
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 
 Parts = Mapping[tuple[str, Product], tuple[np.ndarray, np.ndarray]]
 """Checkpoint of the rows and product -> parts by position of the rows [K, T] and of the sides [K, U]."""
+
+Need = tuple[Measurement, bool]
+"""A measurement, and whether each query of a group is measured alone."""
+
+Made = list[tuple["SideGradients", "torch.Tensor"]]
+"""Gradients position by position, and their squared norms by layer [L]: of a target, or of each of its queries."""
 
 
 def check_words(count: int, methods: Sequence[Method], plans: Sequence[Plan]) -> None:
@@ -89,10 +96,10 @@ def with_words(
         encoded = {number: encoder.example(train[number]) for number in numbers}
         wanted.append({number: row for number, row in encoded.items() if row.targets})
     parts: list[dict[tuple[str, Product], tuple[np.ndarray, np.ndarray]]] = [{} for _ in wanted]
-    needs: dict[str, set[Measurement]] = {}
+    needs: dict[str, set[Need]] = {}
     for product in (product for visit in todo for product in visit.products):
-        needs.setdefault(product.query_at, set()).add(product.measurement)
-    kept: dict[tuple[int, str, Measurement], tuple[SideGradients, torch.Tensor]] = {}
+        needs.setdefault(product.query_at, set()).add(_need(product))
+    kept: dict[tuple[int, str, Need], Made] = {}
     with progress.bar("Words", len(todo) * len(wanted)) as bar:
         for visit in todo:
             place: Place | None = None
@@ -128,16 +135,16 @@ def _visit(
     r: int,
     rows: Mapping[int, Encoded],
     sides: Sides,
-    needs: set[Measurement],
+    needs: set[Need],
     loaded: Callable[[], Place],
-    kept: dict[tuple[int, str, Measurement], tuple[SideGradients, torch.Tensor]],
+    kept: dict[tuple[int, str, Need], Made],
     state: RunState,
     batch_tokens: int,
 ) -> dict[tuple[str, Product], tuple[np.ndarray, np.ndarray]]:
     """The parts of one target's rows at one checkpoint, from the state where they were made already.
 
     Args:
-        needs: measurements whose gradients here are wanted, here or (then they are kept) at a later checkpoint.
+        needs: gradients here that are wanted, here or (then they are kept) at a later checkpoint.
     """
     from headwater.gradients.by_token import token_sides
 
@@ -149,22 +156,28 @@ def _visit(
     found = state.load(name)
     if found is not None and not visit.keep_sides:
         return {(here, p): (found[f"{n}/row"], found[f"{n}/asked"]) for n, p in enumerate(products)}
-    for measurement in sorted(needs):
-        members, weights = _asked(sides, measurement, r)
-        encoded = [sides.encoded[side] for side in members]
-        kept[r, here, measurement] = token_sides(
-            loaded().hooks(trim=False), encoded, weights, batch_tokens=batch_tokens
-        )
+    for measurement, alone in sorted(needs):
+        kept[r, here, (measurement, alone)] = made = []
+        for one in sides.targets[r].members if alone else (r,):
+            members, weights = _asked(sides, measurement, one)
+            encoded = [sides.encoded[side] for side in members]
+            made.append(token_sides(loaded().hooks(trim=False), encoded, weights, batch_tokens=batch_tokens))
     if found is None:
         found = {}
         for n, product in enumerate(products):
-            made = kept[r, product.query_at, product.measurement]
-            found |= {f"{n}/{key}": values for key, values in _split(product, made, rows, loaded, batch_tokens).items()}
+            made = kept[r, product.query_at, _need(product)]
+            parts = [_split(product, one, rows, loaded, batch_tokens) for one in made]
+            found[f"{n}/row"] = np.mean([row_KT for row_KT, _ in parts], axis=0)
+            found[f"{n}/asked"] = np.concatenate([asked_KU for _, asked_KU in parts], axis=1) / len(parts)
         state.save(name, found)
     if not visit.keep_sides:
-        for measurement in needs:
-            del kept[r, here, measurement]
+        for need in needs:
+            del kept[r, here, need]
     return {(here, p): (found[f"{n}/row"], found[f"{n}/asked"]) for n, p in enumerate(products)}
+
+
+def _need(product: Product) -> Need:
+    return product.measurement, is_mean(product.inner)
 
 
 def _split(
@@ -173,8 +186,8 @@ def _split(
     rows: Mapping[int, Encoded],
     loaded: Callable[[], Place],
     batch_tokens: int,
-) -> dict[str, np.ndarray]:
-    """One product by position: "row" [K, T] and "asked" [K, U]."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """One product by position: of the rows [K, T] and of what was asked [K, U]."""
     from headwater.gradients.batches import collate, length_buckets
     from headwater.gradients.inner import Contractor
 
@@ -199,7 +212,7 @@ def _split(
             value_UBT = contractor(hooks, batch)[0][product]
             row_KT[numbers, : batch.shape[1]] = value_UBT.sum(0).cpu().numpy()
             asked_KU[numbers] = value_UBT.sum(2).T.cpu().numpy()
-    return {"row": row_KT, "asked": asked_KU}
+    return row_KT, asked_KU
 
 
 def _asked(sides: Sides, measurement: Measurement, r: int) -> tuple[list[int], list[float]]:

@@ -10,12 +10,16 @@ other places say other things. The maximum is over the positions that have a gra
 
 A gradient of zero length has inner product 0 with everything: a row without target tokens teaches nothing.
 
+For dot and cosine g_q of a group is the sum over its queries (as LESS has it for a task, arXiv 2402.04333). The
+layer_cosine and token_cosine of a group are the means of its queries': each counts alike, however long its gradient is,
+and each finds its own position of the row.
+
 Shapes: R targets, S sides, B examples of a batch, T tokens (padded), L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +31,7 @@ from headwater.gradients.contraction import Contraction, Form, SideGradients
 from headwater.gradients.curvature.options import PLAIN, Space, Step
 from headwater.gradients.curvature.spectrum import Map
 from headwater.gradients.factors import FactorHooks
-from headwater.gradients.measurement import InnerProduct, Measurement
+from headwater.gradients.measurement import InnerProduct, Measurement, Target
 
 
 @dataclass(frozen=True, order=True)
@@ -56,6 +60,22 @@ class Product:
     def query(self) -> str:
         """Name of the query's gradients: their checkpoint, and what they are multiplied by."""
         return self.query_at if not self.steps else f"{self.query_at} {self.steps}"
+
+
+def is_mean(inner: InnerProduct) -> bool:
+    """Whether a group's number is the mean of its queries'."""
+    return inner in ("layer_cosine", "token_cosine")
+
+
+def grouped(value_RX: np.ndarray, inner: InnerProduct, targets: Sequence[Target]) -> np.ndarray:
+    """Values of all targets, those of the groups as the inner product has them."""
+    groups = [(r, list(one.members)) for r, one in enumerate(targets) if one.kind == "group"]
+    if not groups or not is_mean(inner):
+        return value_RX
+    value_RX = value_RX.copy()
+    for r, members in groups:
+        value_RX[r] = value_RX[members].mean(0)
+    return value_RX
 
 
 class Contractor:

@@ -35,7 +35,8 @@ class Target:
 
     Attributes:
         name: the query's id or the group's name.
-        members: numbers of the queries whose measurements are added up.
+        members: numbers of the queries whose measurements are added up, or whose numbers are averaged
+            (`headwater.gradients.inner`).
     """
 
     name: str
