@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 import headwater as hw
 import tiny
+from headwater import progress
 from headwater.attribution import passes, second_look
+from headwater.attribution.models import Models
 from headwater.attribution.second_look import FOLDER
 from headwater.scores import Scores
 
@@ -55,6 +58,24 @@ def test_a_look_at_all_rows_is_a_streaming_trace(index: hw.Index, streamed: dict
     loaded = Scores.load(tmp_path / "out", TRAIN)
     assert np.array_equal(loaded.values, one.values.astype(loaded.values.dtype))
     assert loaded.provenance["second_look"] == len(TRAIN)
+
+
+def test_it_computes_in_float32_where_half_precision_would_change_it(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, half, said = run_of(run_folder), replace(COMPUTE, dtype="bfloat16"), []
+    monkeypatch.setattr(
+        Models, "check_half", lambda self, rows, sides, inners: 0.5 if "token_cosine" in inners else 1.0
+    )
+    given: dict[str, Any] = {"chunk_rows": 50, "features": "float32"}
+    index = hw.build_index(run, TRAIN, out=tmp_path / "half", compute=half, **given)
+    with progress.listening(lambda text, done, total: said.append(text)):
+        found = hw.trace_index(index, QUERIES, methods=METHODS[:1], second_look=len(TRAIN), out=tmp_path / "out")
+    assert any("second look computes in float32: bfloat16 changes the scores" in line for line in said)
+    wanted = hw.trace(run, TRAIN, QUERIES, method=METHODS[0], compute=COMPUTE)
+    assert np.abs(found["dda"].values - wanted.values).max() <= 2e-6 * np.abs(wanted.values).max()
+    with pytest.raises(hw.UsageError, match="bfloat16 changes the scores"):
+        hw.trace(run, TRAIN, QUERIES, method=METHODS[0], compute=half)
 
 
 def test_it_scores_the_rows_that_the_first_look_found(index: hw.Index, streamed: dict[str, Scores]) -> None:

@@ -109,14 +109,18 @@ def agreement(full: Mapping[InnerProduct, np.ndarray], half: Mapping[InnerProduc
     return min(found, default=1.0)
 
 
+class UnsafeHalfError(UsageError):
+    """Half precision that changes the scores."""
+
+
 def refuse_unsafe_half(correlation: float, rows: int) -> str:
     """A sentence on half precision that is safe.
 
     Raises:
-        UsageError: it is not.
+        UnsafeHalfError: it is not.
     """
     if not correlation >= LEAST_CORRELATION:
-        raise UsageError(
+        raise UnsafeHalfError(
             f"bfloat16 changes the scores: of {rows} rows they correlate {correlation:.3f} with those in float32",
             expected=f"at least {LEAST_CORRELATION}",
             cause="gradients of well fitted rows are small differences, which 8 bits do not hold",

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headwater import progress
 from headwater.attribution.loop import trace_all
+from headwater.attribution.measuring import UnsafeHalfError
 from headwater.attribution.plan import GradientPlan, Method, Plan
 from headwater.examples import TokenFormat
 from headwater.scores import Population, Scores, weighted
@@ -61,7 +63,8 @@ def looked_again(
 
     Args:
         answers: of the first look, with the highest rows of every target. plans: of the methods, as wanted.
-        format, compute: as the index was built with, so that the gradients are the same.
+        format, compute: as the index was built with, so that the gradients are the same; but in float32 where bfloat16
+            would change the scores.
         out: run directory of the trace.
     """
     again = [method for method, plan in zip(methods, plans, strict=True) if plan != first_look(plan)]
@@ -73,16 +76,24 @@ def looked_again(
     spaced = scored[_spaced(len(scored), count)]
     read = np.union1d(kept, spaced)
     placebo = None if index.placebo is None else index.placebo.examples(_scored(index.placebo))
-    found = trace_all(
-        run,
-        index.examples(read),
-        first.queries,
-        methods=again,
-        format=format,
-        compute=compute,
-        placebo=placebo,
-        out=None if out is None else Path(out) / FOLDER,
-    )
+
+    def look(compute: Compute, folder: str) -> dict[str, Scores]:
+        return trace_all(
+            run,
+            index.examples(read),
+            first.queries,
+            methods=again,
+            format=format,
+            compute=compute,
+            placebo=placebo,
+            out=None if out is None else Path(out) / folder,
+        )
+
+    try:
+        found = look(compute, FOLDER)
+    except UnsafeHalfError as error:
+        progress.note(f"The second look computes in float32: {error.got}.")
+        found = look(replace(compute, dtype="float32"), f"{FOLDER}-float32")
     thinned = _spaced(sampled, count)  # what is usual is told by as many rows for every method
     out_answers = {
         name: replace(one, population=replace(one.population, sample=one.population.sample[:, thinned]))
