@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from headwater.examples import Encoded
@@ -227,3 +229,18 @@ def sentence_model(folder: Path) -> Path:
     vectors = np.random.default_rng(0).normal(size=(words.get_vocab_size(), 8)).astype(np.float32)
     SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=vectors)], device="cpu").save(str(folder))
     return folder
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, where: str, row: int, harm: str = "nan") -> None:
+    """Makes the gradient of one row NaN, or its loss infinite, at one checkpoint of an index that is built."""
+    from headwater.attribution import chunks
+
+    batch = chunks.ChunkGradients._batch
+
+    def broken(self: chunks.ChunkGradients, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        found = batch(self, rows)
+        if self._place.name == where and row in rows:
+            found["gradient" if harm == "nan" else "loss"][..., list(rows).index(row)] = float(harm)
+        return found
+
+    monkeypatch.setattr(chunks.ChunkGradients, "_batch", broken)

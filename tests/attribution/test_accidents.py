@@ -20,6 +20,7 @@ import torch
 from test_index import QUERIES, TRAIN, build, contents, run_of
 
 import headwater as hw
+import tiny
 from headwater.attribution import chunks, curved
 from headwater.attribution.quarantine import ATTEMPT, QUARANTINE, deadly
 from headwater.index.store import CheckpointStore
@@ -136,24 +137,11 @@ def test_two_builds_into_one_folder(run_folder: Path, tmp_path: Path, index: hw.
     assert contents(out) == contents(index.folder.path)
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, where: str, harm: str = "nan", row: int = POISON) -> None:
-    """Makes the gradient of one row NaN at one checkpoint."""
-    batch = chunks.ChunkGradients._batch
-
-    def broken(self: chunks.ChunkGradients, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        found = batch(self, rows)
-        if self._place.name == where and row in rows:
-            found["gradient" if harm == "nan" else "loss"][..., list(rows).index(row)] = float(harm)
-        return found
-
-    monkeypatch.setattr(chunks.ChunkGradients, "_batch", broken)
-
-
 @pytest.mark.parametrize("harm", ["nan", "inf"])
 def test_a_gradient_that_is_no_number_is_refused_with_its_row(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    poisoned(monkeypatch, "checkpoint-3", harm)
+    tiny.poisoned(monkeypatch, "checkpoint-3", POISON, harm)
     with pytest.raises(hw.NumericalError) as said:
         build(run_folder, tmp_path / "index")
     assert TRAIN[POISON].id in str(said.value) and "at checkpoint-3" in str(said.value)
@@ -166,7 +154,7 @@ def test_a_quarantined_row_is_listed_and_not_scored(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: Any
 ) -> None:
     whole = build(run_folder, tmp_path / "whole", features=features)
-    poisoned(monkeypatch, "checkpoint-3")
+    tiny.poisoned(monkeypatch, "checkpoint-3", POISON)
     with pytest.raises(hw.NumericalError):
         build(run_folder, tmp_path / "index", features=features)
     build(run_folder, tmp_path / "index", quarantine=True, features=features)  # goes on

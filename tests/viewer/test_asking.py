@@ -50,7 +50,8 @@ def test_a_session_says_what_can_be_done(viewer: Live, index: Path) -> None:
     assert session["train"]["rows"] == len(ROWS) and session["train"]["duplicates"] == 1
     assert all(session["can"][what]["able"] for what in ("generate", "ask", "base", "words"))
     methods = {one["name"]: one for one in session["methods"]}
-    assert set(methods) == set(hw.METHODS)
+    assert set(methods) == {*hw.METHODS, "dda (second_look 100)"}
+    assert methods["dda (second_look 100)"]["how"] == "look"
     assert (methods["dda"]["how"], methods["bm25"]["how"], methods["repsim"]["how"]) == ("index", "words", "rows")
     assert {one["name"] for one in session["models"]} == {"checkpoint-3", "checkpoint-6", "base"}
     assert not session["can"]["repair"]["able"] and "do not say" in session["can"]["repair"]["why"]
@@ -185,6 +186,87 @@ def test_a_second_look_is_opened_and_brings_its_own_words(index: Path, tmp_path:
         assert len(found["best"]) + len(found["worst"]) == opened.rows and len(found["words"]) == 1
         refused = one.page.post("/api/answers/trace/words", json={"target": 0, "method": "dda", "row": 5})
         assert refused.status_code == 400 and "after a second look" in refused.json()["error"]["message"]
+
+
+def test_a_second_look_is_asked_for_beside_the_first(viewer: Live, answer: str, index: Path) -> None:
+    asked = {"name": "dda", "options": {"second_look": 4}}
+    assert viewer.finished(viewer.post(f"/api/answers/{answer}/methods", **asked)["job"])["state"] == "done"
+    label = "dda (second_look 4)"
+    scores = hw.trace_index(hw.Index.open(index), [hw.Query(**SYDNEY, span="diff")], methods=[hw.DDA()], second_look=4)[
+        "dda"
+    ]
+    heads = {one["name"]: one for one in viewer.get(f"/api/answers/{answer}")["methods"]}
+    assert heads[label]["kept"] == 4 and heads["dda"]["kept"] == len(ROWS) and not heads[label]["reweighs"]["able"]
+    found = viewer.view(answer, method=label, fold=0, against="dda")
+    best = found["answer"]["best"]
+    assert [one[0] for one in best] == [row.number for row in scores.top(4)] != [row.index for row in scores.top(4)]
+    assert [one[2] for one in best] == pytest.approx([row.score for row in scores.top(4)], rel=1e-3)
+    assert {found["rows"][str(row.number)]["id"] for row in scores.top(4)} == {row.id for row in scores.top(4)}
+    assert found["agreement"] is None
+    first = viewer.view(answer, fold=0, limit=200)["answer"]["best"]
+    ranks = {one[0]: one[1] for one in first}
+    at = [one["name"] for one in viewer.get(f"/api/answers/{answer}")["methods"]].index(label) - 1
+    assert [one[7][0] for one in best] == [ranks[one[0]] for one in best]
+    assert {one[0] for one in first if one[7][at] is not None} == {one[0] for one in best}
+    seen, other = best[0][0], next(one[0] for one in first if one[0] not in {row.number for row in scores.top(4)})
+    assert [one[0] for one in viewer.view(answer, method=label, search=scores.top(1)[0].id)["answer"]["best"]] == [seen]
+    viewer.page.put("/api/marks", json={"rows": [seen, other], "action": "drop"})
+    assert (
+        viewer.view(answer, method=label, marked=1)["total"]
+        == viewer.view(answer, method=label)["answer"]["found"]
+        == 1
+    )
+    lines = viewer.page.get("/api/export/rows.jsonl", params={"answer": answer, "method": label, "fold": 0}).text
+    exported = [json.loads(line) for line in lines.splitlines()]
+    assert [one["row"] for one in exported] == [one[0] for one in best] and exported[0]["mark"] == "drop"
+    report = viewer.page.get("/api/export/report.html", params={"answer": answer, "method": label}).text
+    assert label in report and '"bm25"' not in report
+    words = viewer.finished(viewer.post(f"/api/answers/{answer}/words", target=0, method=label, row=seen)["job"])[
+        "result"
+    ]["words"]
+    assert viewer.view(answer, method=label, fold=0)["answer"]["words"] == {str(seen): words}
+    refused = viewer.page.post(f"/api/answers/{answer}/words", json={"target": 0, "method": label, "row": other})
+    assert refused.status_code == 400 and f"row {other} without a score by {label}" in refused.text
+    viewer.page.request("DELETE", "/api/marks", json={"rows": [seen, other]})
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"name": "dda", "options": {"second_look": "4"}}, "second_look '4'"),
+        ({"name": "tracin", "options": {"second_look": 4}}, "a second look by tracin"),
+        ({"name": "bm25", "options": {"second_look": 4}}, "a second look by bm25"),
+    ],
+)
+def test_a_second_look_that_nothing_comes_of_is_refused(
+    viewer: Live, answer: str, method: dict[str, Any], words: str
+) -> None:
+    found = viewer.page.post(f"/api/answers/{answer}/methods", json=method)
+    assert found.status_code == 400 and words in found.json()["error"]["message"]
+
+
+def test_a_row_that_was_set_aside_shifts_no_other(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base")
+    rows, aside = hw.Examples.from_rows(ROWS, name="facts"), 1
+    compute = hw.Compute(batch_tokens=64, rank=4)
+    tiny.poisoned(monkeypatch, "checkpoint-3", aside)
+    index = hw.build_index(run, rows, out=tmp_path / "facts", compute=compute, features="float32", quarantine=True)
+    monkeypatch.undo()
+    assert list(index.quarantined) == [aside]
+    scores = hw.trace_index(index, [hw.Query(**SYDNEY)], methods=[hw.DDA()])["dda"]
+    with live(tmp_path / "facts") as one:
+        name = one.asked(SYDNEY, methods=["dda", "bm25"])
+        found = one.view(name, fold=0, limit=200)
+        best = found["answer"]["best"]
+        assert [found["rows"][str(n)]["id"] for n, *_ in best] == [row.id for row in scores.top(99)]
+        assert [n for n, *_ in best] == [row.number for row in scores.top(99)]
+        assert aside in [n for n, *_ in one.view(name, method="bm25", fold=0, limit=200)["answer"]["best"]]
+        one.page.put("/api/marks", json={"rows": [best[0][0]], "action": "drop"})
+        assert [n for n, *_ in one.view(name, marked=1)["answer"]["best"]] == [best[0][0]]
+        assert one.view(name, search=scores.top(1)[0].id)["answer"]["best"][0][0] == best[0][0]
+        assert json.loads(one.page.get("/api/export/drop.jsonl").text)["id"] == scores.top(1)[0].id
 
 
 def test_a_group_is_answered_together(viewer: Live) -> None:

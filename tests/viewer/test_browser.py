@@ -62,6 +62,30 @@ def page(viewer: Live, tab: Tab) -> Page:
     return asked(tab(viewer.url), *SYDNEY)
 
 
+def test_a_second_look_stands_beside_the_first(run_folder: Path, tmp_path: Path, tab: Tab, accessible: Check) -> None:
+    run = hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base")
+    lands = [LANDS[n % 40] | {"id": f"land-{n}", "completion": f" City {n}."} for n in range(130)]
+    rows = hw.Examples.from_rows([*tiny.FACTS, *lands], name="lands")
+    compute = hw.Compute(batch_tokens=256, rank=4)
+    hw.build_index(run, rows, out=tmp_path / "lands", compute=compute, features="float32")
+    look = "dda (second_look 100)"
+    with live(tmp_path / "lands") as one:
+        page = asked(tab(one.url), *SYDNEY)
+        first = ids(page)
+        page.select_option("#method", look)
+        until(page, "document.querySelector('#note').innerText.includes('100 of 142 rows have a score by it')")
+        assert ids(page) != first and page.locator("#weights").is_hidden()
+        assert page.locator("#list .row").first.locator(".others dd").all_inner_texts()[0].isdecimal()
+        page.select_option("#method", "dda")
+        until(page, "first => document.querySelector('#list .row .id').innerText === first", arg=first[0])
+        page.locator("#list .others dd").first.wait_for()
+        page.select_option("#against", look)
+        page.locator("#list-against .row").first.wait_for()
+        assert "cannot be compared" in page.locator("#agreement").inner_text()
+        accessible(page)
+        page.close()
+
+
 def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
     page = tab(viewer.url)
     page.locator("body[data-ready]").wait_for()

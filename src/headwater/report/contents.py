@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from headwater.errors import DataError
-from headwater.examples import Example, Query
+from headwater.examples import Example, Examples, Query
 from headwater.report.facets import Facet, facets
 from headwater.report.overlap import fold, pieces, query_texts, query_words, shared_runs
 from headwater.report.ranking import Ranking
@@ -77,7 +77,7 @@ def page_contents(
                     },
                 }
             )
-    parts = row_parts(first, shown, facets(first.train))
+    parts = row_parts(first, shown, facets(first.train), first.train)
     return heads(methods) | {
         "targets": [
             {
@@ -117,27 +117,30 @@ def heads(methods: Sequence[Scores]) -> dict[str, Any]:
     }
 
 
-def row_parts(scores: Scores, shown: Mapping[int, Iterable[int]], known: Sequence[Facet]) -> dict[str, Any]:
+def row_parts(
+    scores: Scores, shown: Mapping[int, Iterable[int]], known: Sequence[Facet], train: Examples
+) -> dict[str, Any]:
     """The texts of the rows shown and what is marked in them.
 
     Args:
+        scores: an answer, for what was asked. train: all rows that can be shown.
         shown: number of a row -> targets it is shown for. known: the facets that the rows are shown with.
 
     Returns:
         rows, twins, separator and facets of the document; and words, of every target.
     """
-    rows, forms, separator = _rows(scores, shown, known)
+    rows, forms, separator = _rows(scores, shown, known, train)
     asked = [query_words([scores.queries[q] for q in target.members]) for target in scores.targets]
     return {
         "rows": rows,
-        "twins": _twins(scores, set(shown)),
+        "twins": _twins(train, set(shown)),
         "separator": separator,
         "facets": [visible(facet.name) for facet in known],
         "words": [sorted({form for word in words for form in forms.get(word, ())}) for words in asked],
     }
 
 
-def checked(methods: Sequence[Scores]) -> Scores:
+def checked(methods: Sequence[Scores], *, same_rows: bool = True) -> Scores:
     """The first of several answers. Raises DataError where they are not answers to the same about the same rows."""
     first = methods[0]
     if not first.targets:
@@ -153,7 +156,7 @@ def checked(methods: Sequence[Scores]) -> Scores:
                 expected="answers to the same queries",
                 fix="trace the same queries with both methods",
             )
-        if scores.train is not first.train and scores.train.fingerprint != first.train.fingerprint:
+        if same_rows and scores.train is not first.train and scores.train.fingerprint != first.train.fingerprint:
             raise DataError(
                 f"{scores.method} and {first.method} scored different rows",
                 expected="the same training rows",
@@ -215,17 +218,19 @@ def answer_head(ranking: Ranking, guilty: set[int]) -> dict[str, Any]:
 
 
 def entry(ranking: Ranking, row: int, rank: int, others: Sequence[Ranking]) -> list[Any]:
-    """[row, rank, score, deviations, rows above, q, [values of the terms], [ranks under the other methods]]."""
+    """[number, rank, score, deviations, rows above, q, [values of the terms], [ranks under the other methods]]."""
     scores, r, q_N = ranking.scores, ranking.target, ranking.q_N
+    number = ranking.number(row)
+    theirs = [(other, other.row(number)) for other in others]
     return [
-        row,
+        number,
         rank,
         short(float(ranking.score_N[row])),
         short(float(ranking.deviations_N[row]), 3),
         ranking.above(row),
         None if q_N is None else short(float(q_N[row]), 3),
         [short(float(scores.terms[name][r, row]), 3) for name in terms(scores)],
-        [int(other.rank_N[row]) for other in others],
+        [None if at is None else int(other.rank_N[at]) for other, at in theirs],
     ]
 
 
@@ -250,17 +255,17 @@ def _levels(words: Sequence[tuple[str, float]], largest: float) -> list[list[Any
 
 
 def _rows(
-    scores: Scores, shown: Mapping[int, Iterable[int]], known: Sequence[Facet]
+    scores: Scores, shown: Mapping[int, Iterable[int]], known: Sequence[Facet], train: Examples
 ) -> tuple[dict[str, Any], dict[str, set[str]], str]:
     """The texts of the rows shown, which spellings of each folded word occur in them, and the separator."""
     budget = min(LONGEST, max(SHORTEST, TEXT_BUDGET // max(1, len(shown))))
-    texts = {n: _shortened(scores.train[n], budget) for n in sorted(shown)}
+    texts = {n: _shortened(train[n], budget) for n in sorted(shown)}
     separator = next(s for s in SEPARATORS if not any(s in p or s in c for p, c, _ in texts.values()))
     asked = [query_texts([scores.queries[q] for q in target.members]) for target in scores.targets]
     rows: dict[str, Any] = {}
     forms: dict[str, set[str]] = {}
     for n, (prompt, completion, cut) in texts.items():
-        example, parts = scores.train[n], (pieces(prompt), pieces(completion))
+        example, parts = train[n], (pieces(prompt), pieces(completion))
         row: dict[str, Any] = {"id": visible(example.id), "p": separator.join(parts[0]), "c": separator.join(parts[1])}
         if example.source != example.id:
             row["at"] = visible(example.source)
@@ -301,15 +306,15 @@ def _shortened(example: Example, budget: int) -> tuple[str, str, tuple[int, int]
     return prompt[start:], kept, (start, len(completion) - len(kept))
 
 
-def _twins(scores: Scores, shown: set[int]) -> list[dict[str, Any]]:
+def _twins(train: Examples, shown: set[int]) -> list[dict[str, Any]]:
     """Groups of rows with the same content, of which at least one is shown."""
     return [
         {
             "count": len(group),
             "rows": [n for n in group if n in shown],
-            "ids": [visible(scores.train[n].id) for n in group[:TWINS_NAMED]],
+            "ids": [visible(train[n].id) for n in group[:TWINS_NAMED]],
         }
-        for group in scores.train.twins
+        for group in train.twins
         if shown.intersection(group)
     ]
 

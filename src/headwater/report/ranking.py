@@ -25,13 +25,21 @@ class Ranking:
     Args:
         scores: of a method. target: number of the query or group.
         weights: of the method's terms, instead of its own.
+        number_N: of each row its number among the rows that are shown, rising; None: its own.
 
     Raises:
         DataError: weights of other terms, or where only the first rows were kept.
     """
 
-    def __init__(self, scores: Scores, target: int, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        scores: Scores,
+        target: int,
+        weights: Mapping[str, float] | None = None,
+        number_N: np.ndarray | None = None,
+    ) -> None:
         self.scores, self.target = scores, scores.target_number(target)
+        self._number_N = number_N
         self.weights = dict(scores.weights)
         self.score_N: np.ndarray = scores.values[self.target]
         self._placebo_M = None if scores.placebo is None else scores.placebo[self.target]
@@ -44,6 +52,21 @@ class Ranking:
 
     def _weighted(self, terms: Mapping[str, np.ndarray]) -> np.ndarray:
         return weighted({name: term[self.target] for name, term in terms.items()}, self.weights)
+
+    def number(self, row: int) -> int:
+        """A row's number among the rows that are shown."""
+        return row if self._number_N is None else int(self._number_N[row])
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The same of several rows."""
+        return rows if self._number_N is None else self._number_N[rows]
+
+    def row(self, number: int) -> int | None:
+        """The row of that number; None where this method has no score of it."""
+        if self._number_N is None:
+            return number
+        row = int(np.searchsorted(self._number_N, number))
+        return row if row < len(self._number_N) and self._number_N[row] == number else None
 
     @cached_property
     def order_N(self) -> np.ndarray:

@@ -342,10 +342,16 @@ async def _words(viewer: Viewer, name: str, body: Mapping[str, Any]) -> JSONResp
     given = None if weights is None else tuple(float(w) for w in weights)
     wanted = Wanted(target=target, method=method, weights=given, filters=Filters())
     ranking, _ = await run_in_threadpool(viewer.views.rankings, name, wanted)
-    scores = ranking.scores
+    scores, at = ranking.scores, ranking.row(row)
+    if at is None:
+        raise DataError(
+            f"row {row} without a score by {scores.method}",
+            expected="a row that the second look was at, and that the index has a gradient of",
+            fix="choose another row, or another method",
+        )
     own = ranking.weights == dict(scores.weights)
-    if own and (target, row) in scores.words:
-        return JSONResponse({"words": words_record(scores.words[target, row])})
+    if own and (target, at) in scores.words:
+        return JSONResponse({"words": words_record(scores.words[target, at])})
     asked = _asked_method(viewer, name, scores.method)
     task = {
         "queries": viewer.answers.question(name)["queries"],
@@ -359,7 +365,7 @@ async def _words(viewer: Viewer, name: str, body: Mapping[str, Any]) -> JSONResp
     async def finish(job: Job, result: Any) -> Any:
         found = row_words(result)
         if own:
-            viewer.views.with_words(name, method, target, {row: found})
+            viewer.views.with_words(name, method, target, {at: found})
         return {"words": words_record(found)}
 
     return JSONResponse({"job": viewer.jobs.submit("words", task, answer=name, finish=finish).record()}, 202)
@@ -434,7 +440,9 @@ def _acting(app: FastAPI, viewer: Viewer) -> None:
     @app.get("/api/export/report.html")
     def report(request: Request) -> Response:
         top = _number(request.query_params, "top", 100, 1, 1000)
-        first, *others = answers.scores(request.query_params.get("answer", ""))
+        name = request.query_params.get("answer", "")
+        first = views.rankings(name, _wanted(request.query_params, MOST_ROWS))[0].scores
+        others = [one for one in answers.scores(name) if one is not first and len(one.train) == len(first.train)]
         ids = {mark["id"] for mark in marks.rows.values()}
         culprits = {target.name: ids for target in first.targets} if ids else None
         page = render_report(first, others=others, top=top, culprits=culprits)

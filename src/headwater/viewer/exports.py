@@ -31,10 +31,11 @@ def records(ranking: Ranking, rows: Sequence[int], train: Examples, marks: Marks
     scores, r, q_N, marked = ranking.scores, ranking.target, ranking.q_N, marks.rows
     names = terms(scores)
     for n in rows:
-        row = train[n]
+        number = ranking.number(n)
+        row = train[number]
         yield {
             "rank": int(ranking.rank_N[n]),
-            "row": n if scores.population is None else int(scores.population.numbers[n]),
+            "row": int(scores.numbers[n]),
             "id": row.id,
             "source": row.source,
             "content_hash": row.content_hash,
@@ -43,7 +44,7 @@ def records(ranking: Ranking, rows: Sequence[int], train: Examples, marks: Marks
             "deviations": float(ranking.deviations_N[n]),
             "q": None if q_N is None else float(q_N[n]),
             "stands_out": bool(ranking.rank_N[n] <= ranking.out),
-            "mark": marked.get(n, {}).get("action"),
+            "mark": marked.get(number, {}).get("action"),
             **{f"{scores.method}/{name}": float(scores.terms[name][r, n]) for name in names},
             "prompt": row.prompt_text,
             "completion": row.completion_text,

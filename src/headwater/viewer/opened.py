@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from headwater.attribution.indexed import check_stored, run_of, run_of_record
 from headwater.attribution.loop import planned
 from headwater.attribution.placebo import FOLDER as PLACEBO
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan, whole_form
+from headwater.attribution.second_look import first_look
 from headwater.attribution.words import has_words
 from headwater.checkpoints import TrainingRun
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
@@ -30,8 +32,12 @@ from headwater.report.facets import Facet, facets
 from headwater.run import digest
 from headwater.scores import read_manifest
 
-How = Literal["index", "words", "rows"]
-"""What a method costs here: seconds from the stored gradients, words alone, or a pass over all rows."""
+How = Literal["index", "look", "words", "rows"]
+"""What a method costs here: seconds from the stored gradients, these and a second look at the first rows by the models,
+words alone, or a pass over all rows."""
+
+LOOK = 100
+"""Rows of a second look that the page offers."""
 
 ROW_OPTIONS = ("train", "split", "template", "prompt", "completion", "messages", "text", "id")
 """Of `Place.rows`: the file, and the columns as `headwater trace` names them."""
@@ -195,6 +201,8 @@ class Opened:
             make_method(name)  # says which there are
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         rank = int(self.index.config["compute"]["rank"]) if self.index is not None else None
+        look = second_look(options)
+        given.pop("second_look", None)
         if rank and "rank" in METHODS[name].options() and given.get("inner") != "token_cosine":  # that reads the rows
             given = {"rank": rank} | given
         if METHODS[name].needs_base and self.run is not None and self.run.base is None:
@@ -205,9 +213,20 @@ class Opened:
             raise UsageError(
                 f"options of {name} ({error})", expected="values of the right types", fix="correct them"
             ) from None
-        if hasattr(method, "score_text"):
+        by_words = hasattr(method, "score_text")
+        if by_words and not look:
             return method, TextPlan(), "words"
         run = self.require_run()
+        if look:
+            plan = TextPlan() if by_words else planned(method, run, rank)
+            if not rank or first_look(plan) == plan:
+                raise UsageError(
+                    f"a second look by {name}" + ("" if rank else " without an index"),
+                    expected="an index, and a method that tells a row's tokens apart",
+                    fix="leave second_look out",
+                )
+            check_stored(name, first_look(plan), rank)
+            return method, plan, "look"
         method = whole_form(method) if rank else method
         plan = planned(method, run, rank)
         if rank and isinstance(plan, GradientPlan):
@@ -220,10 +239,11 @@ class Opened:
 
     def able_methods(self) -> list[dict[str, Any]]:
         """Every method: what it computes and costs, and whether it can be used here."""
-        found = []
+        found: list[dict[str, Any]] = []
         for name, info in METHODS.items():
             record: dict[str, Any] = {
                 "name": name,
+                "ask": {"name": name, "options": {}},
                 "computes": info.computes,
                 "cost": info.cost,
                 "status": info.status,
@@ -234,6 +254,14 @@ class Opened:
                 found.append(record | {"how": how, "words": has_words(plan), "able": True})
             except HeadwaterError as error:
                 found.append(record | {"how": "rows", "words": False, "able": False, "why": str(error)})
+            again = {"second_look": LOOK}
+            with suppress(HeadwaterError):  # most methods see no more by it
+                _, plan, how = self.method(name, again)
+                ask = {"name": name, "options": again}
+                found.append(
+                    record
+                    | {"name": label(name, again), "ask": ask, "how": how, "words": has_words(plan), "able": True}
+                )
         return found
 
     def able(self, *, base: bool = False) -> dict[str, Any]:
@@ -243,6 +271,24 @@ class Opened:
         if base and self.run.base is None:
             return {"able": False, "why": "There is no base model: give --base to compare with it."}
         return {"able": True}
+
+
+def label(name: str, options: Mapping[str, Any]) -> str:
+    """How a method with these options is called."""
+    given = ", ".join(f"{key} {value}" for key, value in sorted(options.items()))
+    return f"{name} ({given})" if given else name
+
+
+def second_look(options: Mapping[str, Any]) -> int:
+    """Rows of the second look that a method is asked for with; 0: none.
+
+    Raises:
+        UsageError: no number of rows.
+    """
+    count = options.get("second_look", 0)
+    if type(count) is not int or count < 0:
+        raise UsageError(f"second_look {count!r}", expected="a number of rows", fix="correct it")
+    return count
 
 
 def _models(place: Place, config: Mapping[str, Any], index: Index | None) -> tuple[TrainingRun | None, str | None]:
@@ -271,7 +317,7 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
             index = index if index.fingerprint == config["index"]["fingerprint"] else None
         except HeadwaterError:
             index = None
-    kept = _kept_rows(folder, manifest)
+    kept = kept_rows(folder)
     if place.rows.get("train"):
         train = _read(place.rows)
     elif index is not None:
@@ -299,10 +345,11 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
     )
 
 
-def _kept_rows(folder: Path, manifest: Mapping[str, Any]) -> list[int] | None:
+def kept_rows(folder: Path) -> list[int] | None:
     """Numbers of the rows of a trace that kept only some; None where it kept all."""
     import pyarrow.parquet as pq
 
+    manifest = read_manifest(folder)
     if manifest.get("scored_rows", manifest["rows"]) == manifest["rows"]:
         return None
     table = pq.read_table(folder / "scores.parquet", columns=["row"])

@@ -29,7 +29,7 @@ from headwater.gradients.measurement import encode_queries, targets_of
 from headwater.index.manifest import Index
 from headwater.run import RunState, run_directory, versions
 from headwater.scores import Scores, query_record
-from headwater.viewer.opened import How, Opened
+from headwater.viewer.opened import How, Opened, second_look
 
 if TYPE_CHECKING:
     import torch
@@ -197,9 +197,17 @@ class Tasks:
     def answer(self, queries: Sequence[Query], name: str, options: Mapping[str, Any], out: Path) -> None:
         """Scores all rows by a method, into a run directory. An interrupted one goes on where it stopped."""
         method, plan, how = self.opened.method(name, options)
-        if how == "index":
+        if how in ("index", "look"):
             index = cast(KnownIndex, self._index)
-            trace_index(index, queries, methods=[method], run=self.run, device=self.opened.place.device, out=out)
+            trace_index(
+                index,
+                queries,
+                methods=[method],
+                run=self.run,
+                device=self.opened.place.device,
+                second_look=second_look(options),
+                out=out,
+            )
         elif how == "rows":
             trace_all(
                 self.run,

@@ -1,5 +1,8 @@
 """Pages of cards: one method's answer to one target, filtered, sorted, weighted anew.
 
+Rows are named by their numbers among the opened rows. An answer may have scores of some of them only, after a second
+look or where an index sets rows aside: its ranking knows the numbers of its rows.
+
 A ranking (`headwater.report.ranking`) is kept for each set of weights that was asked for lately, and the rows of each
 filter, so that another page costs the page alone, and a moved slider one sort.
 
@@ -92,7 +95,7 @@ class Views:
     def head(self, name: str) -> dict[str, Any]:
         """The document of an answer without rows."""
         methods = self._answers.scores(name)
-        first = checked(methods)
+        first = checked(methods, same_rows=False)
         record = heads(methods) | {
             "targets": [
                 {
@@ -111,6 +114,7 @@ class Views:
         }
         for one, scores in zip(record["methods"], methods, strict=True):
             one["reweighs"] = _reweighs(scores)
+            one["kept"] = len(scores.train)
         return record
 
     def view(
@@ -123,30 +127,31 @@ class Views:
         """
         started = time.perf_counter()
         ranking, others = self.rankings(name, wanted)
-        marked = set(self._marks.rows)
-        head = answer_head(ranking, marked)
-        numbers = self.rows(ranking, wanted)
-        page = numbers[wanted.offset : wanted.offset + wanted.limit].tolist()
         scores, r = ranking.scores, ranking.target
-        parts = row_parts(scores, dict.fromkeys(page, (r,)), self._answers.opened.facets)
+        marked = {row for n in self._marks.rows if (row := ranking.row(n)) is not None}
+        head = answer_head(ranking, marked)
+        rows = self.rows(ranking, wanted)
+        page = rows[wanted.offset : wanted.offset + wanted.limit].tolist()
+        shown = dict.fromkeys(map(ranking.number, page), (r,))
+        parts = row_parts(scores, shown, self._answers.opened.facets, self._train)
         rank_N = ranking.rank_N
         reverse = wanted.list == "worst"
         entries = [
             entry(ranking, n, len(rank_N) + 1 - int(rank_N[n]) if reverse else int(rank_N[n]), others) for n in page
         ]
         lists: dict[str, Any] = {"best": [], "worst": []} | {wanted.list: entries}
-        words = {str(n): words_record(scores.words[r, n]) for n in page if (r, n) in scores.words}
+        words = {str(ranking.number(n)): words_record(scores.words[r, n]) for n in page if (r, n) in scores.words}
         return {
             "answer": head | lists | {"agreement": [], "words": words if wanted.weights is None else {}},
             "list": wanted.list,
             "offset": wanted.offset,
-            "total": len(numbers),
+            "total": len(rows),
             "rows": parts["rows"],
             "twins": parts["twins"],
             "separator": parts["separator"],
             "words": parts["words"][r],
             "agreement": None if against is None else self._agreement(name, wanted, ranking, against),
-            "groups": None if group is None else self._groups(ranking, numbers, group),
+            "groups": None if group is None else self._groups(ranking, rows, group),
             "milliseconds": round(1000 * (time.perf_counter() - started), 1),
         }
 
@@ -160,10 +165,12 @@ class Views:
         return self._ranking(name, methods[m], wanted.target, weights), others
 
     def rows(self, ranking: Ranking, wanted: Wanted) -> np.ndarray:
-        """Numbers of the rows that pass the filters, in the order of the list."""
+        """The ranking's rows that pass the filters, in the order of the list."""
         order_N = ranking.order_N if wanted.list == "best" else ranking.reverse_N
         filters = wanted.filters
         mask_N = self._mask(filters)
+        if mask_N is not None:
+            mask_N = mask_N[ranking.numbers(np.arange(len(order_N)))]
         low = filters.low if filters.low is not None else -np.inf
         high = filters.high if filters.high is not None else np.inf
         if wanted.list == "worst":
@@ -171,14 +178,14 @@ class Views:
         if np.isfinite(low) or np.isfinite(high):
             inside = (ranking.score_N >= low) & (ranking.score_N <= high)
             mask_N = inside if mask_N is None else mask_N & inside
-        numbers = order_N if mask_N is None else order_N[mask_N[order_N]]
+        rows = order_N if mask_N is None else order_N[mask_N[order_N]]
         if wanted.fold and self._train.duplicates:
-            _, first = np.unique(self._twin_N[numbers], return_index=True)
-            numbers = numbers[np.sort(first)]
-        return numbers
+            _, first = np.unique(self._twin_N[ranking.numbers(rows)], return_index=True)
+            rows = rows[np.sort(first)]
+        return rows
 
     def with_words(self, name: str, method: str | None, target: int, words: Mapping[int, Any]) -> None:
-        """Keeps the words of some rows beside an answer, so that its views and its report show them."""
+        """Keeps the words of some of a method's rows beside an answer, so that its views and its report show them."""
         with self._lock:
             methods = self._answers.scores(name)
             m = self._number([scores.method for scores in methods], method)
@@ -221,7 +228,9 @@ class Views:
                 f"target {target}", expected=f"0 to {len(scores.targets) - 1}", fix="choose one of the targets"
             )
         key = (name, scores.method, target, None if weights is None else tuple(weights.items()))
-        return self._kept(self._rankings, RANKINGS, key, lambda: Ranking(scores, target, weights))
+        return self._kept(
+            self._rankings, RANKINGS, key, lambda: Ranking(scores, target, weights, self._answers.numbers(scores))
+        )
 
     def _kept(self, store: OrderedDict[Hashable, T], most: int, key: Hashable, make: Callable[[], T]) -> T:
         with self._lock:
@@ -294,9 +303,9 @@ class Views:
         found = ranking.agreement(self._ranking(name, methods[m], wanted.target, None))
         return None if found is None else found | {"with": visible(found["with"])}
 
-    def _groups(self, ranking: Ranking, numbers: np.ndarray, name: str) -> list[dict[str, Any]]:
+    def _groups(self, ranking: Ranking, rows: np.ndarray, name: str) -> list[dict[str, Any]]:
         facet = self._facet(name)
-        code_n, rank_n, score_n = facet.code_N[numbers], ranking.rank_N[numbers], ranking.score_N[numbers]
+        code_n, rank_n, score_n = facet.code_N[ranking.numbers(rows)], ranking.rank_N[rows], ranking.score_N[rows]
         found = []
         for code in np.unique(code_n).tolist():
             of = code_n == code
@@ -321,5 +330,5 @@ def _reweighs(scores: Scores) -> dict[str, Any]:
     if len(scores.terms) < 2:
         return {"able": False, "why": f"{scores.method} has one term: there is nothing to weigh."}
     if scores.population is not None:
-        return {"able": False, "why": "Only the first and last rows were kept: other weights have other first rows."}
+        return {"able": False, "why": "Only some rows were kept: other weights have other first rows."}
     return {"able": True}

@@ -81,7 +81,7 @@ export class Act {
     const query = this.on.query(), actions = new Set(Object.values(this.marks).map(({ action }) => action));
     byId("act").hidden = !actions.size && !query;
     byId("exports").replaceChildren(el("span", { class: "muted" }, "Export"), ...FILES.filter(([, , needs]) => (needs === "answer" ? query : actions.has(needs))).map(([file, text, needs]) => {
-      const parts = file === "report.html" ? `?answer=${encodeURIComponent(query.get("answer"))}` : needs === "answer" ? `?${query}` : "";
+      const parts = file === "report.html" ? `?${new URLSearchParams(["answer", "method"].map((name) => [name, query.get(name)]))}` : needs === "answer" ? `?${query}` : "";
       return el("a", { class: "button", href: `/api/export/${file}${parts}`, download: file }, text);
     }));
   }

@@ -37,7 +37,7 @@ async function answer(query) {
   const methods = [see.view.method || session.defaults.method, see.view.against].filter(Boolean).filter((name) => session.methods.some((m) => m.name === name && m.able));
   try {
     if (!session.can.ask.able) throw new Error(`New questions cannot be answered here: ${session.can.ask.why}`);
-    const reply = await post("/api/answers", { queries: [query], methods: methods.length ? methods : [session.defaults.method] });
+    const reply = await post("/api/answers", { queries: [query], methods: (methods.length ? methods : [session.defaults.method]).map(asked) });
     if (asking !== mine) { if (reply.job) cancel(reply.job); return; }
     if (reply.job) {
       mine = asking = reply.job;
@@ -59,9 +59,12 @@ async function answer(query) {
   }
 }
 
+// A method as the server is asked for it: its name and options.
+const asked = (name) => session.methods.find((method) => method.name === name)?.ask || { name };
+
 // A further method for the answer shown.
 async function compute(id, name) {
-  const { job } = await post(`/api/answers/${encodeURIComponent(id)}/methods`, { name });
+  const { job } = await post(`/api/answers/${encodeURIComponent(id)}/methods`, asked(name));
   if (!job) return;
   byId("lists").setAttribute("aria-busy", "true");
   try {

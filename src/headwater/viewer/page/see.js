@@ -193,9 +193,10 @@ export class See {
   noteText() {
     const { total, list, answer } = this.shown, { search, range, facets, marked } = this.view;
     const filtered = search || range || marked !== "" || Object.keys(facets).length;
+    const kept = this.method.kept < this.total ? `; ${grouped(this.method.kept)} of ${plural(this.total, "row")} have a score by it` : "";
     const what = filtered ? `${grouped(total)} of ${plural(this.total, "row")} ${total === 1 ? "is" : "are"} like this` : list === "worst" ? `${plural(total, "row")} with a negative score, lowest first` : `${plural(total, "row")}, highest score first`;
     const out = list === "best" && answer.out ? `; ${plural(answer.out, "stands", "stand")} out` : "";
-    return `${what}${out}. Marked: words that the query has too; bold: whole runs of them.` +
+    return `${what}${out}${kept}. Marked: words that the query has too; bold: whole runs of them.` +
       (this.method.terms.length && !this.side ? ` Bars: the row’s value at each checkpoint${this.method.terms.some(isBase) ? ", hollow at the base model" : ""}.` : "");
   }
 
@@ -230,7 +231,7 @@ export class See {
   drawChoices() {
     const there = new Set(this.doc.methods.map(({ name }) => name));
     const option = ({ name, able, how, why }) => el("option", { value: name, disabled: !able && !there.has(name), title: why },
-      name + (there.has(name) ? "" : able ? { rows: " (slow: reads all rows)", index: "", words: "", stored: "" }[how] || "" : " (not here)"));
+      name + (there.has(name) ? "" : able ? { rows: " (slow: reads all rows)", look: " (slower: reads the first rows again)", index: "", words: "", stored: "" }[how] || "" : " (not here)"));
     const known = this.session.methods.map(({ name }) => name);
     const all = [...this.session.methods, ...this.doc.methods.filter(({ name }) => !known.includes(name)).map(({ name }) => ({ name, able: true, how: "stored" }))];
     byId("method").replaceChildren(...all.map(option));
