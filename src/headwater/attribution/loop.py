@@ -395,7 +395,18 @@ class _Loop:
                 hooks = self.curved.hooks(place, space, loaded)
                 mapped = self.curved.rows_map(rows, space, place.device)
                 found = passes.gradient_pass(
-                    place, self.rows, stem, products, stored, matrices, self.state, bar, self._form, hooks, mapped
+                    place,
+                    self.rows,
+                    stem,
+                    products,
+                    stored,
+                    matrices,
+                    self.state,
+                    bar,
+                    self._form,
+                    hooks,
+                    mapped,
+                    queries=len(part.output_Q),
                 )
             sentence = passes.contractions(found)
             if "contractions" not in self.notes:
@@ -405,7 +416,8 @@ class _Loop:
         for product in products:
             full = np.zeros((len(sides.targets), len(self.train)))
             for numbers, found in parts:
-                full[numbers] = found[passes.product_name(product)]
+                values = found[passes.product_name(product)]
+                full[numbers[: len(values)]] = values  # the queries come first
             done[name, product] = grouped(full, product.inner, sides.targets)
         if space.margin:
             done[name, Doubt()] = parts[0][1]["doubt"]

@@ -118,11 +118,17 @@ def gradient_pass(
     form: Form | None,
     hooks: FactorHooks,
     mapped: Map | None = None,
+    queries: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Inner products of every example with the measurements: name of the product -> [R, N], "loss" and, for margins,
     "doubt" [N]; and how often each form of contraction was taken, "forms" [forms, N], a batch's at its first row.
-    The products share a space, and what is done to the rows."""
-    contractor = Contractor(stored, matrices, tuple(products), form=form, mapped=mapped)
+    The products share a space, and what is done to the rows.
+
+    Args:
+        queries: how many of the targets are queries; where a group's number is the mean of its queries', these alone
+            are in the answer [Q, N].
+    """
+    contractor = Contractor(stored, matrices, tuple(products), form=form, mapped=mapped, queries=queries)
     loss = products[0].space.loss
 
     def work(batch: Sequence[int]) -> dict[str, torch.Tensor]:

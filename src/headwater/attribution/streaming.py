@@ -19,7 +19,7 @@ from headwater.attribution.plan import Plan
 from headwater.attribution.work import Key, terms
 from headwater.errors import HeadwaterError
 from headwater.gradients.curvature.options import Step
-from headwater.gradients.inner import Product, grouped
+from headwater.gradients.inner import Product, grouped, is_mean
 from headwater.gradients.measurement import Measurement, Target
 from headwater.index.manifest import Index, Part
 from headwater.index.scoring import Ends, Kind, TopK, dots
@@ -53,6 +53,7 @@ class Stream:
     ) -> None:
         self.keys = list(wanted)
         self._index, self._gradients, self._targets = index, gradients, targets
+        self._queries = sum(target.kind == "query" for target in targets)
         self._places: dict[str, list[Product]] = {}
         for place, product in wanted:
             self._places.setdefault(place, []).append(cast(Product, product))
@@ -120,20 +121,20 @@ class Stream:
         streams = {}
         for place, products in self._places.items():
             asked = list(dict.fromkeys(asked_of(product) for product in products))
-            q_RF = torch.cat([self._gradients[one] for one in asked])
+            count = self._queries if all(is_mean(product.inner) for product in products) else len(self._targets)
+            q_RF = torch.cat([self._gradients[one][:count] for one in asked])
             kinds = {cast(Kind, product.inner) for product in products}  # `check_stored` has refused all others
-            streams[place] = (asked, dots(self._index.store(part, place), q_RF, kinds, chunks=numbers))
+            streams[place] = (asked, count, dots(self._index.store(part, place), q_RF, kinds, chunks=numbers))
         for _ in numbers:
             values: dict[Key, np.ndarray] = {}
             start = stop = 0
-            for place, (asked, stream) in streams.items():
+            for place, (asked, count, stream) in streams.items():
                 start, stop, found = next(stream)
                 for product in self._places[place]:
                     at = asked.index(asked_of(product))
                     all_targets = found[cast(Kind, product.inner)]
-                    count = len(self._targets)
-                    mine_Rn = all_targets[at * count : (at + 1) * count]
-                    values[place, product] = grouped(mine_Rn, product.inner, self._targets)
+                    mine = all_targets[at * count : (at + 1) * count]
+                    values[place, product] = grouped(mine, product.inner, self._targets)
             yield part.first + start, part.first + stop, values
 
 

@@ -67,15 +67,13 @@ def is_mean(inner: InnerProduct) -> bool:
     return inner in ("layer_cosine", "token_cosine")
 
 
-def grouped(value_RX: np.ndarray, inner: InnerProduct, targets: Sequence[Target]) -> np.ndarray:
-    """Values of all targets, those of the groups as the inner product has them."""
-    groups = [(r, list(one.members)) for r, one in enumerate(targets) if one.kind == "group"]
-    if not groups or not is_mean(inner):
-        return value_RX
-    value_RX = value_RX.copy()
-    for r, members in groups:
-        value_RX[r] = value_RX[members].mean(0)
-    return value_RX
+def grouped(value_QX: np.ndarray, inner: InnerProduct, targets: Sequence[Target]) -> np.ndarray:
+    """Values of all targets [R, ...], of those of the queries where groups have their means, else of all."""
+    if not is_mean(inner):
+        return value_QX
+    groups = [value_QX[list(one.members)].mean(0) for one in targets if one.kind == "group"]
+    queries = len(targets) - len(groups)
+    return np.stack([*value_QX[:queries], *groups]) if groups else value_QX
 
 
 class Contractor:
@@ -88,6 +86,8 @@ class Contractor:
         form: the only form of contraction to use, where a layer has it; None: the cheapest for each layer and batch.
         by_token: scores of every token of the examples, whose sum is the example's score. For token_cosine the targets
             are then parts of one measurement, and every token but the best one for all of them together has 0.
+        queries: how many of the targets are queries: of an inner product whose groups have means these alone are
+            computed; None: all.
         squared: squared norms of the measurements' gradients [L, R], by measurement and checkpoint; None: those of
             M times the sides. Others are given where the targets are parts of a measurement.
         mapped: what is done to the examples' gradients, layer by layer, before anything else (`Product.rows`).
@@ -101,6 +101,7 @@ class Contractor:
         *,
         form: Form | None = None,
         by_token: bool = False,
+        queries: int | None = None,
         squared: Mapping[tuple[Measurement, str], torch.Tensor] | None = None,
         mapped: Map | None = None,
     ) -> None:
@@ -121,11 +122,12 @@ class Contractor:
         squared_LR = squared or {
             (m, name): _squared_norms(matrix, stored[name]) for m, matrix in matrices.items() for name in self._names
         }
+        self._queries = queries
         self._inverse_LR = {key: _inverse_norm(squared).to(gram.dtype) for key, squared in squared_LR.items()}
         self._inverse_R = {key: _inverse_norm(squared.sum(0)).to(gram.dtype) for key, squared in squared_LR.items()}
 
     def __call__(self, hooks: FactorHooks, batch: Batch) -> tuple[dict[Product, torch.Tensor], torch.Tensor]:
-        """Returns product -> scores [R, B] (by token [R, B, T]), and the losses [B] in nats.
+        """Returns product -> scores [R, B] (by token [R, B, T]; [Q, ...] of queries alone), and the losses [B] in nats.
 
         Raises:
             ValueError: hooks that leave positions out, where positions are told apart.
@@ -147,7 +149,7 @@ class Contractor:
             for product in self._whole:
                 value_RX = self._measured(product, dots)
                 if product.inner == "layer_cosine" and squared_B is not None:
-                    value_RX *= _spread(self._inverse_LR[product.measurement, product.query][number], 0, value_RX)
+                    value_RX *= _spread(self._inverse(product, number), 0, value_RX)
                     value_RX *= _spread(_inverse_norm(squared_B), 1, value_RX)
                 sums[product].add_(value_RX)
             if self._at_one:
@@ -156,7 +158,7 @@ class Contractor:
                 seen_BT.logical_or_(squared_BT > 0)
             for product in self._at_one:
                 value_RBT = self._measured(product, dots)
-                value_RBT *= _spread(self._inverse_LR[product.measurement, product.query][number], 0, value_RBT)
+                value_RBT *= _spread(self._inverse(product, number), 0, value_RBT)
                 sums[product].add_(value_RBT * _inverse_norm(squared_BT))
 
         losses_B = hooks.backward(batch, consume)
@@ -174,13 +176,21 @@ class Contractor:
     def _zeros(self, product: Product, like: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Of every target [R, B], or [R, B, T] where tokens are told apart."""
         shape = batch.shape if self._by_token or product.inner == "token_cosine" else batch.shape[:1]
-        return like.new_zeros(len(self._matrix_RS[product.measurement]), *shape)
+        return like.new_zeros(len(self._matrix(product)), *shape)
+
+    def _matrix(self, product: Product) -> torch.Tensor:
+        """M of the targets that are computed."""
+        matrix_RS = self._matrix_RS[product.measurement]
+        return matrix_RS[: self._queries] if is_mean(product.inner) else matrix_RS
+
+    def _inverse(self, product: Product, number: int) -> torch.Tensor:
+        """1 / |g_ql| of the targets that are computed, in one layer."""
+        inverse_R = self._inverse_LR[product.measurement, product.query][number]
+        return inverse_R[: self._queries] if is_mean(product.inner) else inverse_R
 
     def _measured(self, product: Product, dots: list[torch.Tensor]) -> torch.Tensor:
         """Of the sides' inner products [S, ...], the measurements' [R, ...]."""
-        value_RX: torch.Tensor = torch.tensordot(
-            self._matrix_RS[product.measurement], dots[self._names.index(product.query)], 1
-        )
+        value_RX: torch.Tensor = torch.tensordot(self._matrix(product), dots[self._names.index(product.query)], 1)
         return value_RX
 
 
