@@ -408,6 +408,26 @@ def test_everything_that_was_found_comes_back(tmp_path: Path) -> None:
     assert Table(tmp_path / "scores.parquet").numbers("row").tolist() == [3, 9, 3, 9]
 
 
+def test_all_rows_of_the_data_do_where_some_were_kept(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = rows(10)
+    kept = hw.Examples([data[n] for n in (3, 9)], name=data.name)
+    scores = replace(whole(), train=kept)
+    scores.save(tmp_path)
+    back = Scores.load(tmp_path, data)
+    assert [row.id for row in back.train] == ["row-3", "row-9"] and back.train.name == data.name
+    assert back.top(2) == Scores.load(tmp_path, kept).top(2)
+    with pytest.raises(hw.DataError, match="not the data"):
+        Scores.load(tmp_path, rows(11))
+    table = pq.read_table(tmp_path / "scores.parquet")
+    number = pa.array([3, 12, 3, 12], table.schema.field("row").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("row"), "row", number), tmp_path / "scores.parquet")
+    with pytest.raises(hw.RunError, match="a row that is none of 10"):
+        Scores.load(tmp_path, data)
+
+
 def test_only_what_there_is_is_written(tmp_path: Path) -> None:
     two_terms().save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["scores.parquet", "trace.json"]

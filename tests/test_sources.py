@@ -176,9 +176,7 @@ def test_a_trace_on_disk_gives_the_same(tmp_path: Path) -> None:
         targets=[Target(name="q1", kind="query", members=(0,))], train=train,
     )  # fmt: skip
     scores.save(tmp_path)
-    again = Scores.load(tmp_path, traced_rows(tmp_path, train))
+    again = Scores.load(tmp_path, train)
     assert hw.by_source(again, "source", resamples=5) == hw.by_source(scores, "source", resamples=5)
     bare = Scores.load(tmp_path, traced_rows(tmp_path))
     assert [one.name for one in hw.by_source(bare, resamples=5).sources] == ["facts.jsonl"]
-    with pytest.raises(DataError, match="rows"):
-        traced_rows(tmp_path, train[:3])

@@ -438,7 +438,8 @@ class Scores:
 
     @classmethod
     def load(cls, folder: str | Path, train: Examples, *, method: str | None = None) -> Scores:
-        """Reads a finished trace back; `train` must be the rows it was made with.
+        """Reads a finished trace back; `train` must be the rows it was made with, or, of one that has scores of some of
+        them, these.
 
         Raises:
             RunError: no finished trace there. DataError: other rows.
@@ -454,11 +455,9 @@ class Scores:
         targets = [Target(name=t["name"], kind=t["kind"], members=tuple(t["queries"])) for t in manifest["targets"]]
         count, scored = manifest["rows"], manifest.get("scored_rows", manifest["rows"])
         not_scored = _not_scored(path, manifest.get("not_scored", ()))
-        if not_scored and len(train) == count + len(not_scored):
-            left_out = {row.number for row in not_scored}
-            rest = [row for number, row in enumerate(train) if number not in left_out]
-            train = Examples(rest, name=train.name, template=train.template)
         table = Table(path / "scores.parquet", count * len(targets))
+        if count < len(train) == scored + len(not_scored):
+            train = table.rows_of(train, count)
         if table.texts("content_hash")[:count] != [e.content_hash for e in train]:
             raise DataError(
                 f"{train.name} is not the data {path} was traced with",

@@ -343,28 +343,16 @@ def _unknown(scores: Scores, r: int, zero: float) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------ from a trace on disk
 
 
-def traced_rows(folder: Path, rows: Examples | None = None) -> Examples:
-    """The rows of a finished trace, as `Scores.load` wants them.
-
-    Args:
-        rows: the training data, for its columns; None: only ids, files and lines, which the trace holds itself.
+def traced_rows(folder: Path) -> Examples:
+    """The rows of a finished trace as it knows them itself: ids, files and lines, without texts and columns.
 
     Raises:
-        RunError: no finished trace. DataError: other rows.
+        RunError: no finished trace.
     """
     import pyarrow.parquet as pq
 
     count = read_manifest(folder)["rows"]
-    table = pq.read_table(folder / "scores.parquet", columns=["row", "id", "source", "content_hash"]).slice(0, count)
-    if rows is not None:
-        numbers = table.column("row").to_numpy()
-        if len(rows) <= int(numbers.max()):
-            raise DataError(
-                f"{rows.name} has {len(rows):,} rows, and {folder} a row {int(numbers.max()) + 1:,}",
-                expected="the data that was traced",
-                fix="give the original file",
-            )
-        return Examples([rows[int(n)] for n in numbers], name=rows.name, template=rows.template)
+    table = pq.read_table(folder / "scores.parquet", columns=["id", "source", "content_hash"]).slice(0, count)
     return Examples(_bare(table.to_pylist()), name=str(folder))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from headwater.errors import RunError
+from headwater.examples import Examples
 from headwater.records import Rule, among, fault, maybe, number, parsed, record, text, whole
 
 FORMAT = 1
@@ -135,6 +136,13 @@ class Table:
         prefix = f"{method}/"
         kept = [name.removeprefix(prefix) for name in self.names if name.startswith(prefix)]
         return {name: self.numbers(prefix + name).reshape(targets, -1) for name in dict.fromkeys([*kept, *weights])}
+
+    def rows_of(self, train: Examples, count: int) -> Examples:
+        """Of all rows of the training data those that the first `count` lines name."""
+        numbers = self.numbers("row")[:count].astype(np.int64)
+        if count and not 0 <= numbers.min() <= numbers.max() < len(train):
+            raise damaged(self._file, f"a row that is none of {len(train)}")
+        return Examples([train[n] for n in numbers.tolist()], name=train.name, template=train.template)
 
     def _column(self, name: str) -> Any:
         if self.names.count(name) != 1:

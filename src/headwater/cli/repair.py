@@ -178,8 +178,9 @@ def repair(
 
     progress.set_quiet(quiet)
     required(out, "--out")
-    from headwater.repair import Asking, Controls, load_trace, read_ids
+    from headwater.repair import Asking, Controls, read_ids
     from headwater.repair import repair as mend
+    from headwater.scores import Scores
 
     columns = {
         "split": split,
@@ -198,7 +199,7 @@ def repair(
     chosen = _choice(
         data, top, standing_out, q, [*(read_ids(ids) if ids else ()), *(row_id or ())], corrections, target
     )
-    scores = None if trace is None else load_trace(trace, data, method=method)
+    scores = None if trace is None else Scores.load(trace, data, method=method)
     run = _run(scores, checkpoints, base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     given = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "lora_rank": lora,

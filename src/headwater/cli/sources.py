@@ -84,7 +84,7 @@ def sources(
             id_column=id_column,
             template=template,
         )
-    scores = Scores.load(trace, traced_rows(trace, rows), method=method)
+    scores = Scores.load(trace, traced_rows(trace) if rows is None else rows, method=method)
     kinds = [one["kind"] for one in manifest["targets"]]
     usual = [one["name"] for one in manifest["targets"] if one["kind"] == ("group" if "group" in kinds else "query")]
     found = [by_source(scores, by, target=name, k=first, resamples=resamples) for name in target or usual]

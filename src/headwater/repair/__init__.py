@@ -1,6 +1,6 @@
 """Repair: remove or correct the rows that a trace found, train again, and show that the fault is gone."""
 
-from headwater.repair.choice import Choice, load_trace, ranked_rows, read_corrections, read_ids
+from headwater.repair.choice import Choice, ranked_rows, read_corrections, read_ids
 from headwater.repair.origin import format_of, run_of
 from headwater.repair.outcome import Asking, Outcome, Said, states
 from headwater.repair.recipe import FoundRecipe, find_recipe
@@ -26,7 +26,6 @@ __all__ = [
     "Step",
     "find_recipe",
     "format_of",
-    "load_trace",
     "own_training",
     "ranked_rows",
     "read_corrections",

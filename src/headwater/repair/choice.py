@@ -17,7 +17,7 @@ import numpy as np
 from headwater.errors import DataError, UsageError
 from headwater.examples import Examples
 from headwater.repair.rows import Completion
-from headwater.scores import Scores, read_manifest
+from headwater.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,22 +129,6 @@ def in_turn(score_RN: np.ndarray, train: Examples) -> list[str]:
     """Ids of all rows by their best rank for any question. Ties: the question of the smaller number, the first row."""
     order_RN = np.argsort(-score_RN, axis=1, kind="stable")
     return list(dict.fromkeys(train[i].id for i in order_RN.T.ravel().tolist()))
-
-
-def load_trace(folder: Path, train: Examples, *, method: str | None = None) -> Scores:
-    """The scores of a finished trace; of one that kept only the first rows, with these.
-
-    Raises:
-        RunError: no finished trace there. DataError: other rows, or a method that it does not have.
-    """
-    import pyarrow.parquet as pq
-
-    manifest = read_manifest(folder)
-    if manifest.get("scored_rows", manifest["rows"]) != manifest["rows"]:
-        kept = pq.read_table(folder / "scores.parquet", columns=["row"]).column("row").to_pylist()[: manifest["rows"]]
-        if kept and max(kept) < len(train):
-            train = Examples([train[i] for i in kept], name=train.name, template=train.template)
-    return Scores.load(folder, train, method=method)
 
 
 def read_ids(file: Path) -> tuple[str, ...]:

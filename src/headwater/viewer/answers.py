@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError
-from headwater.examples import Examples, Query
+from headwater.examples import Query
 from headwater.gradients.measurement import targets_of
 from headwater.records import parsed, text
 from headwater.records import record as an_object
 from headwater.report.visible import visible
 from headwater.run import digest, remove_partial, versions, write_whole
 from headwater.scores import Scores, query_record
-from headwater.viewer.opened import Opened, kept_rows, label
+from headwater.viewer.opened import Opened, label
 
 TRACE = "trace"
 """Id of the answer that is the opened trace."""
@@ -146,7 +146,9 @@ class Answers:
                 self._loaded.move_to_end(name)
                 return self._loaded[name]
             found = self._stored(name) + [
-                self._scores_of(name, method) for method in self._methods(name) if self._finished(name, method)
+                replace(Scores.load(self.folder_of(name, method), self.opened.train), method=method.label)
+                for method in self._methods(name)
+                if self._finished(name, method)
             ]
             if not found:
                 raise NotYet(name)
@@ -239,14 +241,6 @@ class Answers:
 
     def _methods(self, name: str) -> list[Asked]:
         return [Asked.of(record) for record in self.question(name).get("methods", [])]
-
-    def _scores_of(self, name: str, method: Asked) -> Scores:
-        """A method's answer. After a second look it is about some of the rows."""
-        folder, train = self.folder_of(name, method), self.opened.train
-        kept = kept_rows(folder)
-        if kept is not None:
-            train = Examples([train[n] for n in kept], name=train.name, template=train.template)
-        return replace(Scores.load(folder, train), method=method.label)
 
     def _finished(self, name: str, method: Asked) -> bool:
         return (self.folder_of(name, method) / "trace.json").exists()

@@ -317,7 +317,7 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
             index = index if index.fingerprint == config["index"]["fingerprint"] else None
         except HeadwaterError:
             index = None
-    kept = kept_rows(folder)
+    kept = _kept_rows(folder, manifest)
     if place.rows.get("train"):
         train = _read(place.rows)
     elif index is not None:
@@ -345,11 +345,10 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
     )
 
 
-def kept_rows(folder: Path) -> list[int] | None:
+def _kept_rows(folder: Path, manifest: Mapping[str, Any]) -> list[int] | None:
     """Numbers of the rows of a trace that kept only some; None where it kept all."""
     import pyarrow.parquet as pq
 
-    manifest = read_manifest(folder)
     if manifest.get("scored_rows", manifest["rows"]) == manifest["rows"]:
         return None
     table = pq.read_table(folder / "scores.parquet", columns=["row"])
