@@ -101,11 +101,26 @@ def test_scores_far_from_0_are_counted_from_the_middle_row() -> None:
             ]
         )
         assert shares(far) == pytest.approx(shares(near)) and "one side of 0" in far.unknown[0]
-    values = np.stack([10 + value_N, -10 + value_N, value_N])
+    values = np.stack([10 + centred, -10 + centred, centred])
     group = hw.by_source(scores_of(values, columns), "a", target="all", resamples=200)
     assert group.zero == 0
     low, high = next(one.share_over_queries for one in group.sources if one.name == "y") or (0, 0)
     assert low == pytest.approx(near.sources[0].share) == high  # every query counted from its own middle
+
+
+@pytest.mark.parametrize("way", [np.mean, np.sum])
+def test_the_interval_over_queries_is_about_the_share_of_the_group(way: Any) -> None:
+    """Queries some of whose scores are far from 0: drawn once each, they are counted from where the group is."""
+    columns, off = [{"a": "xyz"[n % 3]} for n in range(300)], 0.0
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        value_QN = random.gamma(2, 1, size=(6, 300)) + np.array([0, 0, 3, 3, -2, 3])[:, None]
+        value_QN[:, ::3] += 0.5
+        made = scores_of(np.concatenate([value_QN, way(value_QN, axis=0)[None]]), columns)
+        for one in hw.by_source(made, "a", target="all", resamples=100).sources:
+            low, high = one.share_over_queries or (1, 0)
+            off = max(off, low - one.share, one.share - high)
+    assert off < 0.03
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

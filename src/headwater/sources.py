@@ -28,6 +28,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,11 +293,19 @@ def _over_queries(
     scores: Scores, r: int, part_NG: Any, resamples: int, random: np.random.Generator
 ) -> np.ndarray | None:
     """Ends of the interval of the share [2, G], by drawing the queries of a group with replacement and adding up their
-    own scores (for dot products these are the group's; a group's cosine is another number). None for one query."""
+    own scores, each counted from its own 0; all drawn once are what the group's are counted as, but for a flat cosine,
+    which is no sum of its queries'. None for one query."""
     members = list(scores.targets[r].members)
     if len(members) < 2:
         return None
-    value_QN = scores.values[members] - np.array([_zero(scores.usual(q)) for q in members])[:, None]
+    value_QN, zero = scores.values[members], _zero(scores.usual(r))
+    zero_Q = np.array([_zero(scores.usual(q)) for q in members])
+    is_ = partial(np.allclose, scores.values[r], rtol=1e-4, atol=1e-6 * float(np.abs(value_QN).max()))
+    if is_(value_QN.mean(0)):
+        zero_Q += zero - zero_Q.mean()
+    elif is_(value_QN.sum(0)):
+        zero_Q += zero / len(members) - zero_Q.mean()
+    value_QN = value_QN - zero_Q[:, None]
     shares = []
     for _ in range(resamples):
         times_Q = np.bincount(random.integers(0, len(members), len(members)), minlength=len(members))

@@ -205,7 +205,7 @@ def test_query_blocks_of_several_spaces_change_nothing(run_folder: Path, tmp_pat
     some = dataclasses.replace(EXACT, query_memory=1 << 17)
     for chosen, folder in ((methods[:1], "alone"), (methods, "together")):
         hw.trace_all(run, TRAIN, QUERIES, methods=chosen, compute=some, out=tmp_path / folder)
-    parts = [len(list((tmp_path / f / "state" / "base").glob("gradients-[0-9]*"))) for f in ("alone", "together")]
+    parts = [len(list((tmp_path / f / "state" / "base").glob("gradients-*"))) for f in ("alone", "together")]
     assert parts[0] == parts[1] >= 1
 
 
@@ -312,7 +312,7 @@ def test_finished_trace_loads_no_model(run_folder: Path, tmp_path: Path, monkeyp
 def test_damaged_piece_is_made_again(run_folder: Path, tmp_path: Path) -> None:
     run = run_of(run_folder)
     first = hw.trace(run, TRAIN, QUERIES, method=hw.CEA(), out=tmp_path / "out")
-    piece = next((tmp_path / "out" / "state").rglob("gradients-000/*.piece"))
+    piece = next((tmp_path / "out" / "state").rglob("gradients-*/*.piece"))
     data = bytearray(piece.read_bytes())
     data[-3] ^= 1
     piece.write_bytes(data)

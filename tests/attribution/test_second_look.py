@@ -14,7 +14,7 @@ import tiny
 from headwater import progress
 from headwater.attribution import passes, second_look
 from headwater.attribution.models import Models
-from headwater.attribution.second_look import FOLDER
+from headwater.attribution.second_look import DTYPE, FOLDER
 from headwater.scores import Scores
 
 TRAIN = hw.Examples.from_rows(tiny.FACTS, name="facts")
@@ -70,10 +70,15 @@ def test_it_computes_in_float32_where_half_precision_would_change_it(
     given: dict[str, Any] = {"chunk_rows": 50, "features": "float32"}
     index = hw.build_index(run, TRAIN, out=tmp_path / "half", compute=half, **given)
     with progress.listening(lambda text, done, total: said.append(text)):
-        found = hw.trace_index(index, QUERIES, methods=METHODS[:1], second_look=len(TRAIN), out=tmp_path / "out")
+        found = hw.trace_index(index, QUERIES, methods=METHODS, second_look=len(TRAIN), words=2, out=tmp_path / "out")
     assert any("second look computes in float32: bfloat16 changes the scores" in line for line in said)
     wanted = hw.trace(run, TRAIN, QUERIES, method=METHODS[0], compute=COMPUTE)
     assert np.abs(found["dda"].values - wanted.values).max() <= 2e-6 * np.abs(wanted.values).max()
+    assert Scores.load(tmp_path / "out", TRAIN).provenance[DTYPE] == "float32"
+    for r in range(len(wanted.targets)):
+        for row in found["dda"].top(2, target=r):
+            words = found["dda"].words[r, row.index].words
+            assert sum(value for _, value in words) == pytest.approx(row.score, rel=1e-4)
     with pytest.raises(hw.UsageError, match="bfloat16 changes the scores"):
         hw.trace(run, TRAIN, QUERIES, method=METHODS[0], compute=half)
 

@@ -219,8 +219,13 @@ def test_a_second_look_is_asked_for_beside_the_first(viewer: Live, answer: str, 
     lines = viewer.page.get("/api/export/rows.jsonl", params={"answer": answer, "method": label, "fold": 0}).text
     exported = [json.loads(line) for line in lines.splitlines()]
     assert [one["row"] for one in exported] == [one[0] for one in best] and exported[0]["mark"] == "drop"
+    again = {"name": "dda", "options": {"second_look": 4, "beta": 0.9}}  # of other rows, as many
+    viewer.finished(viewer.post(f"/api/answers/{answer}/methods", **again)["job"])
     report = viewer.page.get("/api/export/report.html", params={"answer": answer, "method": label}).text
-    assert label in report and '"bm25"' not in report
+    assert report.startswith("<!doctype html>") and label in report and '"bm25"' not in report
+    viewer.viewer.answers.forget(answer)  # as another eight answers do
+    report = viewer.page.get("/api/export/report.html", params={"answer": answer}).text
+    assert report.startswith("<!doctype html>") and '"bm25"' in report and label not in report
     words = viewer.finished(viewer.post(f"/api/answers/{answer}/words", target=0, method=label, row=seen)["job"])[
         "result"
     ]["words"]
@@ -249,24 +254,37 @@ def test_a_row_that_was_set_aside_shifts_no_other(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = hw.TrainingRun.from_pretrained(run_folder / "run", base=run_folder / "base")
-    rows, aside = hw.Examples.from_rows(ROWS, name="facts"), 1
+    rows, aside = hw.Examples.from_rows(ROWS, name="facts"), [1, 5]
     compute = hw.Compute(batch_tokens=64, rank=4)
-    tiny.poisoned(monkeypatch, "checkpoint-3", aside)
+    for row in aside:
+        tiny.poisoned(monkeypatch, "checkpoint-3", row)
     index = hw.build_index(run, rows, out=tmp_path / "facts", compute=compute, features="float32", quarantine=True)
     monkeypatch.undo()
-    assert list(index.quarantined) == [aside]
-    scores = hw.trace_index(index, [hw.Query(**SYDNEY)], methods=[hw.DDA()])["dda"]
+    assert list(index.quarantined) == aside
+    given: dict[str, Any] = {"methods": [hw.DDA()], "out": tmp_path / "trace"}
+    scores = hw.trace_index(index, [hw.Query(**SYDNEY)], **given)["dda"]
     with live(tmp_path / "facts") as one:
         name = one.asked(SYDNEY, methods=["dda", "bm25"])
         found = one.view(name, fold=0, limit=200)
         best = found["answer"]["best"]
         assert [found["rows"][str(n)]["id"] for n, *_ in best] == [row.id for row in scores.top(99)]
         assert [n for n, *_ in best] == [row.number for row in scores.top(99)]
-        assert aside in [n for n, *_ in one.view(name, method="bm25", fold=0, limit=200)["answer"]["best"]]
+        assert set(aside) <= {n for n, *_ in one.view(name, method="bm25", fold=0, limit=200)["answer"]["best"]}
+        head = one.get(f"/api/answers/{name}")
+        assert (head["train"]["rows"], head["train"]["duplicates"]) == (len(ROWS), 1)
+        assert [(m["rows"], m["kept"]) for m in head["methods"]] == [(len(ROWS) - 2,) * 2, (len(ROWS),) * 2]
         one.page.put("/api/marks", json={"rows": [best[0][0]], "action": "drop"})
         assert [n for n, *_ in one.view(name, marked=1)["answer"]["best"]] == [best[0][0]]
         assert one.view(name, search=scores.top(1)[0].id)["answer"]["best"][0][0] == best[0][0]
         assert json.loads(one.page.get("/api/export/drop.jsonl").text)["id"] == scores.top(1)[0].id
+    with live(tmp_path / "trace", state=str(tmp_path / "state")) as one:
+        found = one.view("trace", fold=0, limit=200)
+        assert [found["rows"][str(n)]["id"] for n, *_ in found["answer"]["best"]] == [r.id for r in scores.top(99)]
+        asked = {"name": "dda", "options": {"second_look": 3}}
+        assert one.finished(one.post("/api/answers/trace/methods", **asked)["job"])["state"] == "done"
+        look = one.view("trace", method="dda (second_look 3)", fold=0)
+        assert {n for n, *_ in look["answer"]["best"]} == {row.number for row in scores.top(3)}
+        assert all(look["rows"][str(n)]["id"] == ROWS[n]["id"] for n, *_ in look["answer"]["best"])
 
 
 def test_a_group_is_answered_together(viewer: Live) -> None:

@@ -26,7 +26,7 @@ from headwater.attribution.compute import Compute
 from headwater.attribution.loop import check_methods, command, note_contrasts, planned, visit_order
 from headwater.attribution.placebo import answering, own
 from headwater.attribution.plan import GradientPlan, Method, Plan, TextPlan, whole_form
-from headwater.attribution.second_look import first_look, looked_again
+from headwater.attribution.second_look import DTYPE, first_look, looked_again
 from headwater.attribution.streaming import Asked, SpreadStream, Stream, asked_of
 from headwater.attribution.words import check_words, with_words
 from headwater.attribution.work import Key, Visit, keys, terms, visits
@@ -281,9 +281,14 @@ class _Trace:
                 out=look_out,
             )
         if words:
-            return with_words(
-                answers, plans, words, run=self._run, models=models, encoder=encoder, sides=sides, state=self._state
-            )
+            dtype = next(iter(answers.values())).provenance.get(DTYPE)
+            given: dict[str, Any] = {"run": self._run, "encoder": encoder, "sides": sides, "state": self._state}
+            for again in sorted(set(self._again)):
+                chosen = [n for n, one in enumerate(self._again) if one == again]
+                if again and dtype:
+                    models = Models(self._run, replace(self._compute, dtype=dtype), (), self._notes)
+                some = {methods[n].name: answers[methods[n].name] for n in chosen}
+                answers |= with_words(some, [plans[n] for n in chosen], words, models=models, **given)
         return answers
 
     def _stream(

@@ -31,7 +31,7 @@ from headwater.checkpoints import BASE, TrainingRun
 from headwater.errors import DataError, UsageError
 from headwater.examples import Encoded, Encoder, Examples, Query, TokenFormat
 from headwater.gradients.curvature.options import PASSES, PLAIN, Space, Step
-from headwater.gradients.inner import grouped
+from headwater.gradients.inner import grouped, is_mean
 from headwater.gradients.measurement import Sides, check_queries, encode_queries
 from headwater.run import Notes, RunState, digest, run_directory, versions
 from headwater.scores import Leaning, Scores, query_record
@@ -381,6 +381,7 @@ class _Loop:
 
         space, rows = products[0].space, products[0].rows
         own = "" if space == PLAIN and not rows else f"-{digest(repr((space, rows)).encode())[:12]}"
+        own += "-means" * any(is_mean(product.inner) for product in products)
         parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
         for number, block in enumerate(blocks):
             stem = f"{name}/gradients{own}-{number:03d}"

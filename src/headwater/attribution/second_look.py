@@ -40,6 +40,9 @@ SAMPLE = 256
 FOLDER = "second-look"
 """Where a run directory keeps it."""
 
+DTYPE = "second_look_dtype"
+"""In an answer's provenance: the precision of the second look, where it is another one than the index's."""
+
 
 def first_look(plan: Plan) -> Plan:
     """What an index can say of a plan: of token cosines the layer cosines."""
@@ -89,11 +92,13 @@ def looked_again(
             out=None if out is None else Path(out) / folder,
         )
 
+    told: dict[str, str] = {}
     try:
         found = look(compute, FOLDER)
     except UnsafeHalfError as error:
         progress.note(f"The second look computes in float32: {error.got}.")
-        found = look(replace(compute, dtype="float32"), f"{FOLDER}-float32")
+        told = {DTYPE: "float32"}
+        found = look(replace(compute, dtype="float32"), f"{FOLDER}-{told[DTYPE]}")
     thinned = _spaced(sampled, count)  # what is usual is told by as many rows for every method
     out_answers = {
         name: replace(one, population=replace(one.population, sample=one.population.sample[:, thinned]))
@@ -113,7 +118,7 @@ def looked_again(
             population=Population(rows=len(scored), numbers=kept, sample=weighted(usual, weights)),
         )
         out_answers[method.name] = scores.against(looked.placebo_terms) if looked.placebo_terms else scores
-    return out_answers
+    return {name: replace(one, provenance=dict(one.provenance) | told) for name, one in out_answers.items()}
 
 
 def _spaced(rows: int, count: int) -> np.ndarray:

@@ -150,7 +150,8 @@ def _visit(
 
     here = visit.checkpoint
     products = sorted(visit.products)
-    inputs = [sides.targets[r].name, *map(str, products), *(str(n) for n in rows)]
+    how = [f"{product}, mean" if is_mean(product.inner) else str(product) for product in products]
+    inputs = [sides.targets[r].name, *how, *(str(n) for n in rows)]
     content = [row.input_ids.tobytes() for row in rows.values()] + [s.input_ids.tobytes() for s in sides.encoded]
     name = f"{here}/words-{r:04d}-{digest(*(text.encode() for text in inputs), *content)}"
     found = state.load(name)

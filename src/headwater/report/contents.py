@@ -140,8 +140,13 @@ def row_parts(
     }
 
 
-def checked(methods: Sequence[Scores], *, same_rows: bool = True) -> Scores:
-    """The first of several answers. Raises DataError where they are not answers to the same about the same rows."""
+def same_rows(one: Scores, other: Scores) -> bool:
+    """Whether two answers are about the same rows."""
+    return one.train is other.train or one.train.fingerprint == other.train.fingerprint
+
+
+def checked(methods: Sequence[Scores], *, rows: bool = True) -> Scores:
+    """The first of several answers. Raises DataError where they are not answers to the same (about the same rows)."""
     first = methods[0]
     if not first.targets:
         raise DataError("scores without a query", expected="at least one", fix="trace at least one query")
@@ -156,7 +161,7 @@ def checked(methods: Sequence[Scores], *, same_rows: bool = True) -> Scores:
                 expected="answers to the same queries",
                 fix="trace the same queries with both methods",
             )
-        if same_rows and scores.train is not first.train and scores.train.fingerprint != first.train.fingerprint:
+        if rows and not same_rows(scores, first):
             raise DataError(
                 f"{scores.method} and {first.method} scored different rows",
                 expected="the same training rows",

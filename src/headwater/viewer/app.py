@@ -16,10 +16,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from headwater import __version__
+from headwater.attribution.second_look import DTYPE
 from headwater.errors import DataError, HeadwaterError, UsageError
 from headwater.examples import Query
 from headwater.methods.table import METHODS
-from headwater.report.contents import SIGN, words_record
+from headwater.report.contents import SIGN, same_rows, words_record
 from headwater.report.html import flattened, render_report
 from headwater.report.visible import visible
 from headwater.scores import row_words
@@ -360,6 +361,7 @@ async def _words(viewer: Viewer, name: str, body: Mapping[str, Any]) -> JSONResp
         "target": target,
         "row": row,
         "weights": ranking.weights,
+        "dtype": scores.provenance.get(DTYPE),
     }
 
     async def finish(job: Job, result: Any) -> Any:
@@ -440,9 +442,10 @@ def _acting(app: FastAPI, viewer: Viewer) -> None:
     @app.get("/api/export/report.html")
     def report(request: Request) -> Response:
         top = _number(request.query_params, "top", 100, 1, 1000)
-        name = request.query_params.get("answer", "")
-        first = views.rankings(name, _wanted(request.query_params, MOST_ROWS))[0].scores
-        others = [one for one in answers.scores(name) if one is not first and len(one.train) == len(first.train)]
+        methods = answers.scores(request.query_params.get("answer", ""))
+        names = [one.method for one in methods]
+        first = methods[views.number(names, request.query_params.get("method"))]
+        others = [one for one in methods if one is not first and same_rows(one, first)]
         ids = {mark["id"] for mark in marks.rows.values()}
         culprits = {target.name: ids for target in first.targets} if ids else None
         page = render_report(first, others=others, top=top, culprits=culprits)
@@ -453,7 +456,7 @@ def _acting(app: FastAPI, viewer: Viewer) -> None:
         wanted = _wanted(request.query_params, MOST_EXPORTED)
         ranking, _ = views.rankings(name, wanted)
         numbers = views.rows(ranking, wanted)[wanted.offset : wanted.offset + wanted.limit].tolist()
-        return records(ranking, numbers, viewer.opened.train, marks)
+        return records(ranking, numbers, viewer.opened.train, marks, viewer.opened.numbers)
 
 
 def _repairing(app: FastAPI, viewer: Viewer) -> None:

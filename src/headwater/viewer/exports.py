@@ -26,8 +26,14 @@ def marked_lines(marks: Marks, action: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def records(ranking: Ranking, rows: Sequence[int], train: Examples, marks: Marks) -> Iterator[dict[str, Any]]:
-    """The rows of a view, all that is known of each."""
+def records(
+    ranking: Ranking, rows: Sequence[int], train: Examples, marks: Marks, numbers: Sequence[int] | None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a view, all that is known of each.
+
+    Args:
+        numbers: of the rows of `train` among all rows of the data; None: their own.
+    """
     scores, r, q_N, marked = ranking.scores, ranking.target, ranking.q_N, marks.rows
     names = terms(scores)
     for n in rows:
@@ -35,7 +41,7 @@ def records(ranking: Ranking, rows: Sequence[int], train: Examples, marks: Marks
         row = train[number]
         yield {
             "rank": int(ranking.rank_N[n]),
-            "row": int(scores.numbers[n]),
+            "row": number if numbers is None else numbers[number],
             "id": row.id,
             "source": row.source,
             "content_hash": row.content_hash,

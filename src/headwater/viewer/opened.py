@@ -31,6 +31,7 @@ from headwater.methods.table import METHODS, make_method
 from headwater.report.facets import Facet, facets
 from headwater.run import digest
 from headwater.scores import read_manifest
+from headwater.trace_files import Table
 
 How = Literal["index", "look", "words", "rows"]
 """What a method costs here: seconds from the stored gradients, these and a second look at the first rows by the models,
@@ -73,6 +74,7 @@ class Opened:
     Attributes:
         train: the rows. index: where there is one, also behind a trace. manifest: of a trace.
         run: the models; None where they cannot be used, and `why` says why.
+        numbers: of each row its number among all rows of the data, where a trace kept some of them.
         config: checkpoints, token format and computation that the rows' gradients were made with.
     """
 
@@ -84,6 +86,7 @@ class Opened:
     run: TrainingRun | None
     why: str | None
     config: Mapping[str, Any]
+    numbers: tuple[int, ...] | None = None
 
     @classmethod
     def open(cls, place: Place) -> Opened:
@@ -317,7 +320,7 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
             index = index if index.fingerprint == config["index"]["fingerprint"] else None
         except HeadwaterError:
             index = None
-    kept = _kept_rows(folder, manifest)
+    kept = numbers = _kept_rows(folder, manifest)
     if place.rows.get("train"):
         train = _read(place.rows)
     elif index is not None:
@@ -342,6 +345,7 @@ def _open_trace(cls: type[Opened], place: Place, folder: Path) -> Opened:
         run=run,
         why=why,
         config=config if index is None else index.config,
+        numbers=None if numbers is None else tuple(numbers),
     )
 
 
@@ -356,11 +360,10 @@ def _kept_rows(folder: Path, manifest: Mapping[str, Any]) -> list[int] | None:
 
 
 def _check_rows(folder: Path, manifest: Mapping[str, Any], train: Examples) -> None:
-    """Raises DataError where the rows are not those of the trace."""
-    import pyarrow.parquet as pq
-
-    column = pq.read_table(folder / "scores.parquet", columns=["content_hash"]).column("content_hash")
-    if column.to_pylist()[: manifest["rows"]] != [row.content_hash for row in train]:
+    """Raises DataError where the rows are not those of the trace, and those that it has no score of."""
+    table, count = Table(folder / "scores.parquet"), manifest["rows"]
+    scored = table.rows_of(train, count) if len(train) == count + len(manifest.get("not_scored", ())) else train
+    if table.texts("content_hash")[:count] != [row.content_hash for row in scored]:
         raise DataError(
             f"{train.name} is not the data {folder} was traced with",
             expected="the same rows in the same order",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -257,15 +257,19 @@ class Tasks:
         target: int,
         row: int,
         weights: Mapping[str, float],
+        dtype: Literal["float32"] | None,
     ) -> dict[str, Any]:
         """The words of one row, and of what was asked, that carry its score, as JSON values of a `RowWords`.
+
+        Args:
+            dtype: that the scores were computed in, where it is not the index's.
 
         Raises:
             UsageError: a method whose scores have no parts by word. DataError: a row without counted tokens.
         """
         method, plan, how = self.opened.method(name, options)
         check_words(1, [method], [plan])
-        train = self.opened.train
+        train, compute = self.opened.train, self._compute(how)
         one = Examples([train[row]], name=train.name, template=train.template)
         encoder = self.encoder
         sides = encode_queries(queries, encoder)
@@ -282,7 +286,7 @@ class Tasks:
             [plan],
             1,
             run=self.run,
-            models=Models(self.run, self._compute(how), (), self._notes),
+            models=Models(self.run, replace(compute, dtype=dtype or compute.dtype), (), self._notes),
             encoder=encoder,
             sides=sides,
             state=RunState(None),

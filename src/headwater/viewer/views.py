@@ -95,7 +95,7 @@ class Views:
     def head(self, name: str) -> dict[str, Any]:
         """The document of an answer without rows."""
         methods = self._answers.scores(name)
-        first = checked(methods, same_rows=False)
+        first, train = checked(methods, rows=False), self._train
         record = heads(methods) | {
             "targets": [
                 {
@@ -112,9 +112,11 @@ class Views:
             "answers": [],
             "id": name,
         }
+        rows = max(len(train), *(scores.rows + len(scores.not_scored) for scores in methods))
+        record["train"] |= {"rows": rows, "duplicates": train.duplicates}
         for one, scores in zip(record["methods"], methods, strict=True):
             one["reweighs"] = _reweighs(scores)
-            one["kept"] = len(scores.train)
+            one |= {"rows": scores.rows, "kept": len(scores.train)}
         return record
 
     def view(
@@ -159,7 +161,7 @@ class Views:
         """The ranking that is wanted, and those of the other methods with their own weights."""
         methods = self._answers.scores(name)
         names = [scores.method for scores in methods]
-        m = self._number(names, wanted.method)
+        m = self.number(names, wanted.method)
         weights = self._weights(methods[m], wanted.weights)
         others = [self._ranking(name, other, wanted.target, None) for n, other in enumerate(methods) if n != m]
         return self._ranking(name, methods[m], wanted.target, weights), others
@@ -188,7 +190,7 @@ class Views:
         """Keeps the words of some of a method's rows beside an answer, so that its views and its report show them."""
         with self._lock:
             methods = self._answers.scores(name)
-            m = self._number([scores.method for scores in methods], method)
+            m = self.number([scores.method for scores in methods], method)
             known = dict(methods[m].words) | {(target, row): one for row, one in words.items()}
             self._answers.replace(name, m, replace(methods[m], words=known))
             self._rankings = OrderedDict((key, one) for key, one in self._rankings.items() if key[:1] != (name,))  # type: ignore[index]
@@ -199,7 +201,12 @@ class Views:
             self._answers.forget(name)
             self._rankings = OrderedDict((key, one) for key, one in self._rankings.items() if key[:1] != (name,))  # type: ignore[index]
 
-    def _number(self, names: Sequence[str], method: str | None) -> int:
+    def number(self, names: Sequence[str], method: str | None) -> int:
+        """Which of the methods is wanted; the first where none is named.
+
+        Raises:
+            UsageError: it has not answered.
+        """
         if method is None:
             return 0
         if method not in names:
@@ -299,7 +306,7 @@ class Views:
 
     def _agreement(self, name: str, wanted: Wanted, ranking: Ranking, against: str) -> dict[str, Any] | None:
         methods = self._answers.scores(name)
-        m = self._number([scores.method for scores in methods], against)
+        m = self.number([scores.method for scores in methods], against)
         found = ranking.agreement(self._ranking(name, methods[m], wanted.target, None))
         return None if found is None else found | {"with": visible(found["with"])}
 

@@ -147,7 +147,7 @@ def _result(
             tasks.answer(queries(task), one["name"], one["options"], Path(one["out"]))
             send(event="method", name=one["name"])
     elif kind == "words":
-        wanted_words = {key: task[key] for key in ("name", "options", "target", "row", "weights")}
+        wanted_words = {key: task[key] for key in ("name", "options", "target", "row", "weights", "dtype")}
         found = tasks.words(queries(task), **wanted_words)
     elif kind == "repair":
         from headwater.viewer.repairing import repaired

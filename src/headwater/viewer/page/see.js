@@ -149,8 +149,8 @@ export class See {
   drawHistogram() {
     const { answer, list } = this.shown, entries = answer[list], marks = this.on.marks();
     const culprits = entries.filter(([n]) => marks[n]).map((entry) => entry[2]);
-    showHistogram(byId("histogram"), { ...answer, rows: this.total, side: list, ticks: entries.map((entry) => entry[2]), culprits,
-      told: heights(this.total, this.view.method) + (this.view.offset ? "" : listedTicks(entries.length, this.total, list, culprits.length)) },
+    showHistogram(byId("histogram"), { ...answer, rows: this.method.rows, side: list, ticks: entries.map((entry) => entry[2]), culprits,
+      told: heights(this.method.rows, this.view.method) + (this.view.offset ? "" : listedTicks(entries.length, this.method.rows, list, culprits.length)) },
     { range: this.view.range, change: (range) => this.change({ range, offset: 0 }) });
   }
 
@@ -164,7 +164,8 @@ export class See {
     this.rows = new Map();
     some.forEach((view, side) => {
       const others = this.doc.methods.map(({ name }) => name).filter((name) => name !== methods[side]);
-      const rows = records(view, { entries: view.answer[list], answer: view.answer, target: this.view.target, total: this.total,
+      const method = this.doc.methods.find(({ name }) => name === methods[side]);
+      const rows = records(view, { entries: view.answer[list], answer: view.answer, target: this.view.target, total: method.rows,
         others: this.side ? [] : others, culprits: this.target.culprits, picked: (n) => Boolean(marks[n]), file: this.facet?.name });
       rows.forEach((row) => {
         row.words ||= this.words.get(this.wordsKey(methods[side], row));
@@ -172,9 +173,8 @@ export class See {
         row.shared = this.side && numbers[1 - side].has(row.n);
         this.rows.set(row.n, row);
       });
-      const method = this.doc.methods.find(({ name }) => name === methods[side]);
       showList(byId(side ? "list-against" : "list"), { rows, start: view.offset, size: this.session.defaults.page, total: view.total, terms: this.side ? [] : method.terms,
-        others: this.side ? [] : others, kind: this.doc.train.kind, limit: list === "best" ? view.answer.out : 0, title: this.side ? methods[side] : null,
+        others: this.side ? [] : others, kind: this.doc.train.kind, limit: list === "best" ? view.answer.out : 0, title: this.side ? methods[side] + (method.kept < this.total ? ` (${plural(method.kept, "row")})` : "") : null,
         act: { pick: (row) => this.on.pick(row), words: this.splits(methods[side]) && ((row, say) => this.askWords(methods[side], row, say)), toggled: (row, open) => this.opened.set(row.n, open) }, empty: this.emptyText(methods[side]) },
       (offset) => this.change({ offset }));
     });
@@ -194,7 +194,7 @@ export class See {
     const { total, list, answer } = this.shown, { search, range, facets, marked } = this.view;
     const filtered = search || range || marked !== "" || Object.keys(facets).length;
     const kept = this.method.kept < this.total ? `; ${grouped(this.method.kept)} of ${plural(this.total, "row")} have a score by it` : "";
-    const what = filtered ? `${grouped(total)} of ${plural(this.total, "row")} ${total === 1 ? "is" : "are"} like this` : list === "worst" ? `${plural(total, "row")} with a negative score, lowest first` : `${plural(total, "row")}, highest score first`;
+    const what = filtered ? `${grouped(total)} of ${plural(this.method.kept, "row")} ${total === 1 ? "is" : "are"} like this` : list === "worst" ? `${plural(total, "row")} with a negative score, lowest first` : `${plural(total, "row")}, highest score first`;
     const out = list === "best" && answer.out ? `; ${plural(answer.out, "stands", "stand")} out` : "";
     return `${what}${out}${kept}. Marked: words that the query has too; bold: whole runs of them.` +
       (this.method.terms.length && !this.side ? ` Bars: the row’s value at each checkpoint${this.method.terms.some(isBase) ? ", hollow at the base model" : ""}.` : "");
