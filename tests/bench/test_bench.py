@@ -15,7 +15,9 @@ import pytest
 import headwater as hw
 import tiny
 from headwater.bench import Effects, SeedResult, Summary, judge, run_bench, summarise
+from headwater.bench.plot import draw_curves
 from headwater.bench.running import _heard
+from headwater.bench.summary import Figure
 from headwater.errors import UsageError
 from headwater.evaluation import evaluate_ranking
 from headwater.examples import Query
@@ -213,3 +215,26 @@ def test_unusable_arguments_are_refused(base: Path, tmp_path: Path) -> None:
 
 def test_no_figures_of_nothing() -> None:
     assert summarise([]).table == {}
+
+
+def test_a_method_has_one_colour_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    seen: list[tuple[str, str]] = []
+    plot = Axes.plot
+
+    def watched(self: Any, *points: Any, **style: Any) -> Any:
+        if "label" in style:
+            seen.append((style["label"], style["color"]))
+        return plot(self, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    heights = {"query": {"dda": 0.9, "bm25": 0.5, "cea": 0.4}, "group": {"dda": 0.9, "bm25": 0.4, "cea": 0.5}}
+    figures = [
+        Figure(seed=0, method=method, target="t", kind=kind, fault="f", values={}, curve=(height,) * 101)
+        for kind, methods in heights.items()
+        for method, height in methods.items()
+    ]
+    draw_curves(figures, tmp_path / "curves.png", title="curves")
+    assert [method for method, _ in seen] == ["cea", "bm25", "dda", "bm25", "cea", "dda"]  # the highest on top
+    assert len(set(seen)) == 3 and len(dict(seen)) == 3

@@ -14,7 +14,7 @@ from headwater.errors import UsageError
 from headwater.run import write_whole
 
 SHOWN = 8
-"""Curves in colour; those of the other methods are grey."""
+"""Curves in colour, a method's the same in every panel; those of the other methods are grey."""
 
 
 def require_plots() -> None:
@@ -44,6 +44,7 @@ def draw_curves(figures: Sequence[Figure], file: Path, *, title: str) -> None:
     canvas = Canvas(figsize=(5.4 * len(kinds), 4.6), layout="constrained")
     FigureCanvasAgg(canvas)
     canvas.suptitle(title)
+    colours: dict[str, str] = {}
     for number, kind in enumerate(kinds, 1):
         axes = canvas.add_subplot(1, len(kinds), number)
         curves = {
@@ -52,8 +53,12 @@ def draw_curves(figures: Sequence[Figure], file: Path, *, title: str) -> None:
         }
         first = next(iter(curves))
         order = sorted(curves, key=lambda method: (method != first, -float(curves[method].mean())))
+        for method in order[:SHOWN]:
+            colours.setdefault(method, f"C{len(colours)}")
         for place, method in reversed(list(enumerate(order))):
-            style: dict[str, Any] = {"color": f"C{place}", "label": method} if place < SHOWN else {"color": "0.85"}
+            style: dict[str, Any] = {"color": "0.85"}
+            if place < SHOWN:
+                style = {"color": colours[method], "label": method}
             axes.plot(np.linspace(0, 100, 101), 100 * curves[method], lw=2.6 if place == 0 else 1.3, **style)
         axes.plot([0, 100], [0, 100], color="0.6", ls=":", lw=1)
         axes.set(
