@@ -22,6 +22,12 @@ NAMES = {
     BASE: "base model", BEFORE: "before", REPAIRED: "repaired", LEXICAL: "without BM25's first rows",
 }  # fmt: skip
 
+NOTE = (
+    "Mean [95 % interval], resampled over queries or rows. One query, or answers that are all alike, have an interval "
+    "without width: that is no certainty."
+)
+"""Below the tables."""
+
 _COLUMNS: tuple[tuple[str, str, Callable[[Line], str]], ...] = (
     ("rows", "training rows removed or corrected", lambda line: f"{line.rows:,}" if line.rows else ""),
     ("wrong", "share of queries answered wrongly", lambda line: _share(line.wrong)),
@@ -75,7 +81,7 @@ def markdown(result: Repaired) -> str:
     out = ["# Repair", "", *(f"- {sentence}" for sentence in result.sentences()), ""]
     out += [f"| {' | '.join(title for title, _ in titles)} |", "| --- " * len(titles) + "|"]
     out += [f"| {' | '.join(line)} |" for line in lines]
-    out += ["", "Mean [95 % interval], resampled over queries or rows.", ""]
+    out += ["", NOTE, ""]
     if result.steps:
         out += ["| rows | wrong | cured |", "| --- | --- | --- |"]
         out += [f"| {s.rows} | {s.wrong:.0%} | {'yes' if s.cured else 'no'} |" for s in result.steps]
@@ -129,6 +135,7 @@ def html(result: Repaired, train: Examples) -> str:
         titles=titles,
         lines=lines,
         repaired=shown_name(REPAIRED),
+        note=NOTE,
         names=[shown_name(one.name) for one in result.outcomes],
         bars=_bars(result),
         says=says,
