@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,14 @@ def test_adapters_bring_their_base(lora_folder: Path) -> None:
     assert [c.kind for c in run.checkpoints] == ["adapter", "adapter"]
     assert run.require_base().location == str(lora_folder / "base")
     assert {c.base for c in run.checkpoints} == {str(lora_folder / "base")}
+
+
+def test_an_adapter_is_loaded_without_a_word_of_the_libraries(lora_folder: Path) -> None:
+    run = hw.TrainingRun.from_pretrained(lora_folder / "run", base=lora_folder / "base")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run.load(run.last, dtype=torch.float32, device=torch.device("cpu"))
+    assert [str(one.message) for one in said if issubclass(one.category, FutureWarning)] == []
 
 
 def test_a_given_base_wins_over_the_adapters_config(lora: Path) -> None:
