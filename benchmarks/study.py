@@ -3,9 +3,9 @@
     HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
         [--rank 16] [--tokens] [--trak] [--suffix confirmed]
 
-Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona). SmolLM2-135M is trained on
-each, asked, and traced by every method and by DDA with its parts exchanged one by one. What needs no new gradients
-(beta from -1 to 1, the first checkpoints alone) is looked up in the terms of the trace. Writes
+Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona), backdoor (a trigger word).
+SmolLM2-135M is trained on each, asked, and traced by every method and by DDA with its parts exchanged one by one. What
+needs no new gradients (beta from -1 to 1, the first checkpoints alone) is looked up in the terms of the trace. Writes
 benchmarks/results/study/<case>.json, .md and .csv (a line per target). The work folder keeps models and traces.
 """
 
