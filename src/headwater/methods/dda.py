@@ -212,7 +212,7 @@ def choose_beta(tuned_QN: np.ndarray, base_QN: np.ndarray) -> float:
     Few rows are responsible for what a model says, and where the scores are right those rows stick out: the
     criterion is the mean robust z-score, (score - median) / (1.4826 x median absolute deviation), of the top TOP_SHARE
     of the rows. One beta for the whole query set; no labels. Status D. Ties go to the beta nearest to 0, and fewer
-    than FEWEST_ROWS rows to 0. What else was tried, and why skewness was given up, stands in LOG.md.
+    than FEWEST_ROWS rows to 0. What else was tried, and why skewness was given up, stands in docs/log/2026-11-24.md.
 
     Args:
         tuned_QN: denoised scores of the queries, base_QN: scores of the base model.
