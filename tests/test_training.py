@@ -252,7 +252,7 @@ def test_an_interrupted_training_starts_anew(
     assert all(torch.equal(fresh[name], resumed[name]) for name in fresh)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft with transformers 5
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_lora_saves_adapters_of_the_base(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="needs the package peft")
     out = fine_tune(base, rows(), tmp_path / "lora", replace(RECIPE, lora_rank=2))
@@ -268,7 +268,6 @@ def test_lora_saves_adapters_of_the_base(base: Path, tmp_path: Path) -> None:
     assert (checkpoints(again)[0] / name).read_bytes() == (checkpoints(out)[0] / name).read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft with transformers 5
 def test_a_new_adapter_gets_the_config_of_an_old_one_and_none_of_its_weights(base: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs the package peft")
     from transformers import AutoModelForCausalLM
@@ -294,7 +293,6 @@ def test_a_new_adapter_gets_the_config_of_an_old_one_and_none_of_its_weights(bas
     assert not (tmp_path / "other").exists() and not (tmp_path / "other.partial").exists()
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft with transformers 5
 def test_training_goes_on_from_an_adapter(base: Path, tmp_path: Path) -> None:
     """Six epochs and six more from there: B starts where it was, and the base is not touched."""
     pytest.importorskip("peft", reason="needs the package peft")

@@ -3,6 +3,7 @@ such as a page that shows it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -111,14 +112,17 @@ def note(text: str) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers' own bars and notes are off while the block runs: headwater shows its own."""
+    """transformers' own bars and notes are off while the block runs, for headwater shows its own; and so is a warning
+    that peft raises in transformers, on whose names no user has a say."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
