@@ -1,11 +1,12 @@
 """Which label-free rule for beta comes within a point of the best fixed beta, over the cases of the study?
 
-    HEADWATER_DATA=... python benchmarks/beta_rules.py --work WORKDIR --cases facts xsum ... [--seeds 0 1 2]
+    HEADWATER_DATA=... python benchmarks/beta_rules.py --work WORKDIR --cases facts facts-lora xsum ... [--seeds 0 1 2]
 
-Reads the traces that benchmarks/false_alarms.py left in the work folder (contrast, token cosine and layer-wise cosine;
-training rows and placebo rows), and trains and computes nothing. Each rule sees the denoised and the base's scores,
-without labels, and chooses one beta of the grid for all queries of a seed. AUC and average precision of single queries
-and of groups are compared with those of every fixed beta. Writes benchmarks/results/study/beta_rules.json and .md.
+Reads the traces that benchmarks/false_alarms.py (training rows and placebo rows), or else benchmarks/study.py --tokens
+(training rows alone), left in the work folder (contrast, token cosine and layer-wise cosine), and trains and computes
+nothing. Each rule sees the denoised and the base's scores, without labels, and chooses one beta of the grid for all
+queries of a seed. AUC and average precision of single queries and of groups are compared with those of every fixed
+beta. Seeds without a trace are left out. Writes benchmarks/results/study/beta_rules.json and .md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from false_alarms import METHODS
@@ -35,33 +37,37 @@ MEASURES = ("auc", "average precision")
 
 @dataclass(frozen=True)
 class Seen:
-    """What a rule may look at. Q queries, N training rows, M placebo rows."""
+    """What a rule may look at. Q queries, N training rows, M placebo rows (none in some cases)."""
 
     tuned_QN: np.ndarray
     base_QN: np.ndarray
-    tuned_QM: np.ndarray
-    base_QM: np.ndarray
+    placebo: tuple[np.ndarray, np.ndarray] | None
+    """The same of the placebo rows (QM)."""
 
-    def best(self, criterion: Callable[[np.ndarray, np.ndarray], float]) -> float:
-        """The beta at which the criterion, of a query's scores and placebo scores, is largest on average."""
-        heights = [
-            np.mean(
-                [
-                    criterion(s, p)
-                    for s, p in zip(self.tuned_QN - b * self.base_QN, self.tuned_QM - b * self.base_QM, strict=True)
-                ]
-            )
-            for b in BETAS
-        ]
-        return float(BETAS[int(np.argmax(heights))])
+    def best(self, height: Callable[[float], list[float]]) -> float:
+        """The beta at which the height, one number a query, is largest on average."""
+        return float(BETAS[int(np.argmax([np.mean(height(float(beta))) for beta in BETAS]))])
 
 
-def _above_placebo(score_N: np.ndarray, placebo_M: np.ndarray) -> float:
+def _skewest(seen: Seen) -> float:
+    return seen.best(lambda b: [float(skew(s)) for s in seen.tuned_QN - b * seen.base_QN])
+
+
+def _above_placebo(seen: Seen) -> float | None:
     """How far the first twentieth of the training rows lies above the same share of the placebo rows, in the placebo
     rows' spread."""
-    top = np.sort(score_N)[-max(1, len(score_N) // 20) :].mean()
-    chance = np.sort(placebo_M)[-max(1, len(placebo_M) // 20) :].mean()
-    return float((top - chance) / placebo_M.std())
+    if seen.placebo is None:
+        return None
+    tuned_QM, base_QM = seen.placebo
+
+    def first(score_N: np.ndarray) -> float:
+        return float(np.sort(score_N)[-max(1, len(score_N) // 20) :].mean())
+
+    def height(b: float) -> list[float]:
+        pairs = zip(seen.tuned_QN - b * seen.base_QN, tuned_QM - b * base_QM, strict=True)
+        return [(first(rows) - first(placebo)) / placebo.std() for rows, placebo in pairs]
+
+    return seen.best(height)
 
 
 def _robust_slope(seen: Seen) -> float:
@@ -73,28 +79,30 @@ def _robust_slope(seen: Seen) -> float:
     return float(np.clip(np.mean(slopes), BETAS[0], BETAS[-1]))
 
 
-RULES: dict[str, Callable[[Seen], float]] = {
+RULES: dict[str, Callable[[Seen], float | None]] = {
     "auto (top 5 % in robust deviations)": lambda seen: choose_beta(seen.tuned_QN, seen.base_QN),
-    "right-skewness": lambda seen: seen.best(lambda s, p: float(skew(s))),
+    "right-skewness": _skewest,
     "robust regression": _robust_slope,
-    "top 5 % above placebo rows": lambda seen: seen.best(_above_placebo),
+    "top 5 % above placebo rows": _above_placebo,
 } | {f"always {beta:g}": lambda seen, beta=beta: beta for beta in FIXED}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--cases", nargs="+", choices=CASES, required=True)
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *(f"{case}-lora" for case in CASES)], required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     cases = []
     for case in given.cases:
         for seed in given.seeds:
-            folder = given.work / case / f"seed-{seed}" / "false-alarms"
-            if (folder / "trace.json").exists():
-                bed = CASES[case][0](seed)
+            of_false_alarms = given.work / case / f"seed-{seed}" / "false-alarms"
+            of_study = given.work / f"{case}-tokens" / f"seed-{seed}" / "trace"
+            folder = next((f for f in (of_false_alarms, of_study) if (f / "trace.json").exists()), None)
+            if folder is not None:
+                bed = CASES[case.removesuffix("-lora")][0](seed)
                 cases += [
-                    {"case": f"{case}, {method.name}", "seed": seed} | judged(bed, folder, method.name)
+                    {"case": case, "method": method.name, "seed": seed} | judged(bed, folder, method.name)
                     for method in METHODS
                 ]
     record = {
@@ -111,8 +119,9 @@ def main() -> None:
 
 def judged(bed: Testbed, folder: Path, method: str) -> dict[str, object]:
     scores = hw.Scores.load(folder, bed.examples, method=method)
-    assert bed.placebo is not None
-    chance = hw.Scores.load(folder / "placebo", bed.placebo, method=method)
+    chance = None
+    if bed.placebo is not None and (folder / "placebo").exists():
+        chance = hw.Scores.load(folder / "placebo", bed.placebo, method=method)
     kinds = {
         kind: [
             r
@@ -126,7 +135,7 @@ def judged(bed: Testbed, folder: Path, method: str) -> dict[str, object]:
     def part(found: hw.Scores, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         return np.mean([found.terms[n] for n in tuned], axis=0)[rows], found.terms["base"][rows]
 
-    seen = Seen(*part(scores, kinds["query"]), *part(chance, kinds["query"]))
+    seen = Seen(*part(scores, kinds["query"]), None if chance is None else part(chance, kinds["query"]))
     ids = [example.id for example in scores.train]
 
     def figures(beta: float) -> dict[str, float]:
@@ -145,7 +154,7 @@ def judged(bed: Testbed, folder: Path, method: str) -> dict[str, object]:
 
     grid = {float(beta): figures(float(beta)) for beta in BETAS[::5]}
     best = {name: max(one[name] for one in grid.values()) for name in grid[0.0]}
-    chosen = {rule: choose(seen) for rule, choose in RULES.items()}
+    chosen = {rule: beta for rule, choose in RULES.items() if (beta := choose(seen)) is not None}
     return {
         "best fixed": {name: next(b for b, one in grid.items() if one[name] == value) for name, value in best.items()},
         "best": best,
@@ -153,30 +162,42 @@ def judged(bed: Testbed, folder: Path, method: str) -> dict[str, object]:
     }
 
 
-def render(record: dict) -> str:  # type: ignore[type-arg]
-    """What each rule loses against the best fixed beta of each seed (which needs labels), worst over seeds."""
-    lines = [
-        "Lost against the best fixed beta of the same seed (which needs labels); mean over seeds, and the worst seed."
-    ]
-    names = list(dict.fromkeys(case["case"] for case in record["cases"]))
-    for kind in ("query", "group"):
-        for measure in MEASURES:
-            key = f"{kind}, {measure}"
-            lines += ["", f"Per {kind}, {measure}:", "", f"| rule | {' | '.join(names)} |"]
-            lines.append("| --- " * (len(names) + 1) + "|")
+def render(record: dict[str, Any]) -> str:
+    """What each rule loses against the best fixed beta of each seed (which needs labels)."""
+    keys = [f"{kind}, {measure}" for kind in ("query", "group") for measure in MEASURES]
+    cases = record["cases"]
+    names = list(dict.fromkeys(case["case"] for case in cases))
+    methods = list(dict.fromkeys(case["method"] for case in cases))
+    rules = list(dict.fromkeys(rule for case in cases for rule in case["rules"]))
+
+    def lost(rule: str, key: str, **of: str) -> list[tuple[float, float]]:
+        """(beta, what it loses) of each seed that the rule has an answer for."""
+        mine = [c for c in cases if rule in c["rules"] and all(c[name] == value for name, value in of.items())]
+        return [(c["rules"][rule]["beta"], c["best"][key] - c["rules"][rule][key]) for c in mine]
+
+    lines = ["Lost against the best fixed beta of the same seed, which needs labels."]
+    for method in methods:
+        lines += ["", f"By {method}, the worst of all cases and seeds ({', '.join(names)}):", ""]
+        lines += [f"| rule | {' | '.join(f'per {key}' for key in keys)} |", "| --- " * 5 + "|"]
+        for rule in rules:
+            cells = [f"{max(loss for _, loss in lost(rule, key, method=method)):.4f}" for key in keys]
+            lines.append(f"| {rule} | {' | '.join(cells)} |")
+    for method in methods:
+        for key in keys:
+            lines += ["", f"By {method}, per {key}; mean over seeds, the worst seed, and the betas:", ""]
+            lines += [f"| rule | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
             best = []
             for name in names:
-                mine = [case for case in record["cases"] if case["case"] == name]
+                mine = [case for case in cases if case["case"] == name and case["method"] == method]
                 betas = ", ".join(f"{case['best fixed'][key]:g}" for case in mine)
                 best.append(f"{np.mean([case['best'][key] for case in mine]):.3f} at {betas}")
             lines.append(f"| best fixed beta, by seed | {' | '.join(best)} |")
-            for rule in record["cases"][0]["rules"]:
+            for rule in rules:
                 cells = []
                 for name in names:
-                    mine = [case for case in record["cases"] if case["case"] == name]
-                    lost = [case["best"][key] - case["rules"][rule][key] for case in mine]
-                    betas = ", ".join(f"{case['rules'][rule]['beta']:.2f}" for case in mine)
-                    cells.append(f"{np.mean(lost):.4f}, {max(lost):.4f} ({betas})")
+                    found = lost(rule, key, case=name, method=method)
+                    losses, betas = [loss for _, loss in found], ", ".join(f"{beta:.2f}" for beta, _ in found)
+                    cells.append(f"{np.mean(losses):.4f}, {max(losses):.4f} ({betas})" if found else "no placebo rows")
                 lines.append(f"| {rule} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
 

@@ -1,7 +1,7 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
     HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
-        [--rank 16] [--tokens] [--trak] [--suffix confirmed]
+        [--rank 16] [--tokens] [--trak] [--whitened] [--literal] [--suffix confirmed]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona), backdoor (a trigger word).
 SmolLM2-135M is trained on each, asked, and traced by every method and by DDA with its parts exchanged one by one. What
@@ -47,6 +47,26 @@ TOKENS: tuple[Method, ...] = (
     hw.Verbatim(),
 )
 """What --tokens compares."""
+
+APART: dict[str, tuple[str, Callable[[Recipe], list[Method]]]] = {
+    "trak": ("TRAK", lambda recipe: [hw.TRAK()]),
+    "whitened": (
+        "layer cosines of gradients whitened by each checkpoint's Fisher matrix",
+        lambda recipe: [hw.DDA(curvature="fisher", label="dda whitened")],
+    ),
+    "literal": ("the paper's form, with and without debias and denoise", lambda recipe: literal(recipe.epochs)),
+}
+"""What may be added, each in a pass of its own: name of the option -> what it is, the methods."""
+
+
+def literal(checkpoints: int) -> list[Method]:
+    last = (0.0,) * (checkpoints - 1) + (1.0,)
+    return [
+        hw.DDA.paper(),
+        hw.DDA(inner="dot", beta=0, label="paper without debias"),
+        replace(hw.DDA.paper(), checkpoint_weights=last, label="paper without denoise"),
+        hw.DDA(inner="dot", beta=0, checkpoint_weights=last, label="paper without both"),
+    ]
 
 
 def xsum(seed: int) -> Testbed:
@@ -105,7 +125,8 @@ def main() -> None:
         "--span", action="store_true", help="measure only the words that differ from the corrected output"
     )
     parser.add_argument("--tokens", action="store_true", help="the best position of every row against all of it")
-    parser.add_argument("--trak", action="store_true", help="TRAK too, in a pass of its own")
+    for option, (what, _) in APART.items():
+        parser.add_argument(f"--{option}", action="store_true", help=f"also {what}, in a pass of its own")
     parser.add_argument("--suffix", help="of the result's name, where other seeds have a file of their own")
     parser.add_argument("--rank", type=int, help="project every layer's gradients to rank x rank numbers")
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
@@ -134,15 +155,18 @@ def main() -> None:
         "name": name,
     }
     summary, results = run_bench(make, methods=chosen, out=out, **settings)
-    if given.trak:
-        apart = out.with_name(f"{out.name}-trak")
+    more = [option for option in APART if getattr(given, option)]
+    for option in more:
+        apart, added = out.with_name(f"{out.name}-{option}"), APART[option][1](recipe)
         for seed in given.seeds:
             share_run(out / f"seed-{seed}", apart / f"seed-{seed}")
-        _, more = run_bench(make, methods=[hw.TRAK()], out=apart, **settings)
-        results = [replace(one, figures=[*one.figures, *two.figures]) for one, two in zip(results, more, strict=True)]
+        _, found = run_bench(make, methods=added, out=apart, **settings)
+        results = [replace(one, figures=[*one.figures, *two.figures]) for one, two in zip(results, found, strict=True)]
+        chosen += added
+    if more:
         summary = summarise([f for one in results for f in one.figures])
         config = {"base": str(smollm2_135m()), "recipe": asdict(recipe), "seeds": given.seeds}
-        write_bench(out, name, summary, results, config, [*chosen, hw.TRAK()])
+        write_bench(out, name, summary, results, config, chosen)
     beds = {seed: make(seed) for seed in given.seeds}
     sweep = {
         label: sweep_of(label, beds, dict.fromkeys(beds, out))
@@ -158,7 +182,7 @@ def main() -> None:
         + f" --rank {given.rank}" * bool(given.rank)
         + " --span" * given.span
         + " --tokens" * given.tokens
-        + " --trak" * given.trak
+        + "".join(f" --{option}" for option in more)
         + f" --suffix {given.suffix}" * bool(given.suffix),
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(torch.get_num_threads()),
