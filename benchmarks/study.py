@@ -226,10 +226,12 @@ def share_run(trained: Path, out: Path) -> None:
 
 
 def identifiable(beds: Mapping[int, Testbed], out: Path) -> dict[str, dict[str, float]]:
-    """Can the culprits of a fault be told from rows that say the same rightly? Fault -> AUC with which the base model's
-    own preference (log-probability of the wrong words less that of the true ones, in that row) does: 0.5 says that for
-    the model the two kinds of rows are alike, and that no gradient of it can part them."""
-    base, found = smollm2_135m(), {}
+    """Can the culprits of a fault be told from rows that say the same rightly? Fault -> AUC and average precision with
+    which the base model's own preference (log-probability of the wrong words less that of the true ones, in that row)
+    does, among these rows alone: an AUC of 0.5 says that for the model the two kinds of rows are alike, and that no
+    gradient of it can part them. Every other row that a method takes for a culprit comes on top of that."""
+    base = smollm2_135m()
+    found: dict[str, list[tuple[float, float]]] = {}
     for seed, bed in beds.items():
         run = hw.TrainingRun.from_pretrained(out / f"seed-{seed}" / "run", base=base)
         for fault in bed.culprits:
@@ -248,9 +250,12 @@ def identifiable(beds: Mapping[int, Testbed], out: Path) -> dict[str, dict[str, 
             (lean,) = measured(
                 run, run.require_base(), [one for _, one in rows], hw.TokenFormat(), bed.examples.template
             )
-            auc = evaluate_ranking(np.array([-lean[one.id] for _, one in rows]), labels).auc
-            found.setdefault(fault, []).append(auc)
-    return {fault: {"auc": float(np.mean(values)), "seeds": len(values)} for fault, values in found.items()}
+            parted = evaluate_ranking(np.array([-lean[one.id] for _, one in rows]), labels)
+            found.setdefault(fault, []).append((parted.auc, parted.average_precision))
+    return {
+        fault: {"auc": auc, "average precision": precision, "seeds": len(found[fault])}
+        for fault, (auc, precision) in ((fault, np.mean(pairs, axis=0).tolist()) for fault, pairs in found.items())
+    }
 
 
 def by_fault(results: Sequence[SeedResult]) -> dict[str, dict[str, dict[str, float]]]:
@@ -426,8 +431,11 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
             "Culprits told from rows that rightly say the same, by the base model's own preference:",
             "",
         ]
-        lines += ["| fault | AUC |", "| --- | --- |"]
-        lines += [f"| {fault} | {found['auc']:.3f} |" for fault, found in record["identifiable"].items()]
+        lines += ["| fault | AUC / average precision |", "| --- | --- |"]
+        told = list(record["identifiable"].items())
+        lines += [f"| {fault} | {found['auc']:.3f} / {found['average precision']:.3f} |" for fault, found in told]
+        auc, precision = (np.mean([found[m] for _, found in told]) for m in ("auc", "average precision"))
+        lines.append(f"| mean | {auc:.3f} / {precision:.3f} |")
     if record["second_look"]:
         kinds = list(record["second_look"])
         lines += ["", "An index with a second look (AUC / average precision), by the rows that are compared again:", ""]
