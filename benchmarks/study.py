@@ -396,6 +396,7 @@ def by_leaning(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, 
 
 def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequence[SeedResult]) -> str:
     lines = [markdown(name, summary, results)]
+    lines += as_in_the_paper(record)
     lines += ["How often the trained models state the faults (wrongly / truly), over the seeds:", ""]
     for fault in results[0].stated:
         wrong, right = (np.mean([one.stated[fault][i] for one in results]) for i in (0, 1))
@@ -446,6 +447,27 @@ def render(record: Mapping[str, Any], name: str, summary: Summary, results: Sequ
                 f"| {look} | " + " | ".join(f"{c['auc']:.3f} / {c['average precision']:.3f}" for c in cells) + " |"
             )
     return "\n".join([*lines, "", f"Command: `{record['command']}`", ""])
+
+
+AS_IN_THE_PAPER = ("bm25", "trak", "tracin", "cea", "dda-paper", "paper without debias", "paper without denoise",
+                   "paper without both")  # fmt: skip
+
+
+def as_in_the_paper(record: Mapping[str, Any]) -> list[str]:
+    """The rows of the paper's tables, where all were asked for; and the default's own parts left out one by one."""
+    table, sweep = record["summary"]["table"], record["sweep"]["dda"]
+    if not set(AS_IN_THE_PAPER) <= set(table["query"]):
+        return []
+    rows = {name: {kind: table[kind][name] for kind in table} for name in (*AS_IN_THE_PAPER, "dda")}
+    rows |= {
+        "dda without the base (beta 0)": sweep["beta"]["0.00"],
+        "dda with the base taken out (beta 0.5)": sweep["beta"]["0.50"],
+        "dda of the last checkpoint alone": sweep["checkpoints"]["last alone"],
+    }
+    lines = ["The rows of the paper, and the default without its parts (AUC / average precision):", ""]
+    lines += [f"| method | {' | '.join(f'per {kind}' for kind in table)} |", "| --- " * (len(table) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(_pair(found[kind]) for kind in table)} |" for name, found in rows.items()]
+    return [*lines, ""]
 
 
 def _pair(found: Mapping[str, Sequence[float]]) -> str:

@@ -41,16 +41,36 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file.with_suffix(".jsonl")
 
 
-def test_a_torchrun_of_one_process(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def torchrun_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, as if torchrun had started it alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in (started | {"MASTER_PORT": str(port)}).items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("torchrun_of_one")
+def test_a_torchrun_of_one_process(run_folder: Path, tmp_path: Path) -> None:
     build(run_folder, tmp_path / "sharded", shard=True)
     assert not torch.distributed.is_initialized()
     build(run_folder, tmp_path / "whole")
+    assert contents(tmp_path / "sharded") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("torchrun_of_one")
+def test_rows_are_left_out_of_a_sharded_index_too(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.poisoned(monkeypatch, "checkpoint-3", 3)
+    with pytest.raises(hw.NumericalError, match="--quarantine"):
+        build(run_folder, tmp_path / "sharded", shard=True)
+    torch.distributed.destroy_process_group()  # after an error torchrun ends the process
+    sharded = build(run_folder, tmp_path / "sharded", shard=True, quarantine=True)  # goes on
+    build(run_folder, tmp_path / "whole", quarantine=True)
+    assert list(sharded.quarantined) == [3]
     assert contents(tmp_path / "sharded") == contents(tmp_path / "whole")
 
 
