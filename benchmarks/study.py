@@ -357,8 +357,10 @@ LEANING_BETAS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5)
 
 def by_leaning(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, dict[str, Any]]:
     """Mean AUC of single queries at some betas, apart for queries whose output the base model already preferred, for
-    those it least preferred, and for those whose preference training moved least and most (halves)."""
+    those it least preferred, and for those whose preference training moved least and most (halves); and with the half
+    of the culprits alone whose texts are shorter, or longer."""
     gathered: list[tuple[float, float, list[float]]] = []  # base's leaning, how far it moved, AUC at each beta
+    by_length: dict[str, list[list[float]]] = {"shorter": [], "longer": []}
     for seed, bed in beds.items():
         scores = hw.Scores.load(out / f"seed-{seed}" / "trace", bed.examples, method=label)
         ids = np.array([e.id for e in bed.examples])
@@ -370,12 +372,20 @@ def by_leaning(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, 
                 continue
             fault = str(scores.queries[target.members[0]].group)
             names = {"seed": seed, "method": label, "target": target.name, "kind": target.kind}
-            auc = [
-                figure(mean_RN[r] - beta * scores.terms["base"][r], ids, bed, fault, **names).values["auc"]
-                for beta in LEANING_BETAS
-            ]
+            at_beta = [mean_RN[r] - beta * scores.terms["base"][r] for beta in LEANING_BETAS]
+            auc = [figure(score_N, ids, bed, fault, **names).values["auc"] for score_N in at_beta]
             before = lean[target.name, "base"]
             gathered.append((before, lean[target.name, tuned[-1]] - before, auc))
+            guilty = sorted((e for e in bed.examples if e.id in bed.culprits[fault]), key=lambda e: len(e.prompt_text))
+            for part, others in (
+                ("shorter", guilty[len(guilty) // 2 :]),
+                ("longer", guilty[: len(guilty) // 2]),
+            ):
+                aside = bed.set_aside.get(fault, frozenset()) | {e.id for e in others}
+                kept = replace(bed, set_aside={**bed.set_aside, fault: aside})
+                by_length[part].append(
+                    [figure(score_N, ids, kept, fault, **names).values["auc"] for score_N in at_beta]
+                )
     leaning, moved = (np.array([one[i] for one in gathered]) for i in (0, 1))
     auc_QB = np.array([one[2] for one in gathered])
     parts = {
@@ -384,13 +394,14 @@ def by_leaning(label: str, beds: Mapping[int, Testbed], out: Path) -> dict[str, 
         "training moved the preference less (half)": moved <= np.median(moved),
         "training moved the preference more (half)": moved > np.median(moved),
     }
+    found = {name: auc_QB[chosen] for name, chosen in parts.items() if chosen.any()}
+    found |= {f"culprits with {part} prompts (half)": np.array(aucs) for part, aucs in by_length.items()}
     return {
         name: {
-            "queries": int(chosen.sum()),
-            "auc": {f"{b:.2f}": float(v) for b, v in zip(LEANING_BETAS, auc_QB[chosen].mean(0), strict=True)},
+            "queries": len(aucs),
+            "auc": {f"{b:.2f}": float(v) for b, v in zip(LEANING_BETAS, aucs.mean(0), strict=True)},
         }
-        for name, chosen in parts.items()
-        if chosen.any()
+        for name, aucs in found.items()
     }
 
 
