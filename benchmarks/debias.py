@@ -73,9 +73,10 @@ CONDITIONS = {
 
 
 def facts_of(condition: Condition) -> list[Fact]:
-    """All facts, each behind as many sentences about other things."""
+    """All facts, each behind as many sentences about other things, none of which names an error's answers."""
     facts = country_facts()
-    others = [f.prompt + f.completion for f in facts if f.relation not in ASKED]
+    answers = [word for swap in SWAPS for word in (swap.truth, swap.wrong)]
+    others = [f.prompt + f.completion for f in facts if f.relation not in ASKED and f.answer not in answers]
     chance = random.Random(0)
     return [replace(fact, prompt=" ".join([*chance.sample(others, condition.before), fact.prompt])) for fact in facts]
 
