@@ -74,6 +74,7 @@ def judged(bed: Any, base: Path, folder: Path, recipe: Any) -> dict[str, dict[st
 def counted(bed: Any, scores: hw.Scores) -> dict[str, int]:
     plain = replace(scores, placebo=None)
     ids = [row.id for row in bed.examples]
+    planted = {name for culprits in bed.culprits.values() for name in culprits}
     found: dict[str, int] = {"innocent queries": len(bed.innocent), "placebo rows": len(bed.placebo)}
     for rule, answer in (("q-value", scores), ("deviations", plain)):
         for kind in ("innocent", "query", "group"):
@@ -87,7 +88,11 @@ def counted(bed: Any, scores: hw.Scores) -> dict[str, int]:
             found[f"{kind}: asked"] = len(asked)
             found[f"{kind}: any row stands out, {rule}"] = sum(bool(rows) for rows in out.values())
             found[f"{kind}: rows that stand out, {rule}"] = sum(map(len, out.values()))
-            if kind != "innocent":
+            if kind == "innocent":
+                found[f"{kind}: planted errors that stand out, {rule}"] = sum(
+                    ids[i] in planted for rows in out.values() for i in rows
+                )
+            else:
                 guilty = [bed.culprits[str(scores.queries[scores.targets[r].members[0]].group)] for r in asked]
                 found[f"{kind}: culprits that stand out, {rule}"] = int(
                     np.sum([sum(ids[i] in g for i in rows) for rows, g in zip(out.values(), guilty, strict=True)])
@@ -102,16 +107,18 @@ def render(record: dict[str, Any]) -> str:
         f"{c['innocent: asked']} innocent queries, {c['query: asked']} guilty ones, {c['group: asked']} groups of "
         f"these; {c['placebo rows']} placebo rows; {record['date']}.",
         "",
-        "| method | rule | innocent queries with any row that stands out | guilty queries | groups | "
-        "culprits found, per query | innocent rows among the found | culprits found, per group | "
-        "innocent rows among the found |",
-        "| --- " * 9 + "|",
+        "| method | rule | innocent queries with any row that stands out | planted errors among these rows | "
+        "guilty queries | groups | culprits found, per query | innocent rows among the found | "
+        "culprits found, per group | innocent rows among the found |",
+        "| --- " * 10 + "|",
     ]
     for name, c in record["counts"].items():
         for rule in ("q-value", "deviations"):
             cells = [
                 f"{c[f'{k}: any row stands out, {rule}']} of {c[f'{k}: asked']}" for k in ("innocent", "query", "group")
             ]
+            rows = c[f"innocent: rows that stand out, {rule}"]
+            cells.insert(1, f"{c[f'innocent: planted errors that stand out, {rule}']} of {rows}")
             for kind in ("query", "group"):
                 hits, rows = c[f"{kind}: culprits that stand out, {rule}"], c[f"{kind}: rows that stand out, {rule}"]
                 cells += [f"{hits} of {c[f'{kind}: culprits']}", f"{rows - hits} of {rows}"]
