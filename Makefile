@@ -60,20 +60,19 @@ bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/families.py --work benchmarks/work/families
 	$(BIN)/python benchmarks/diagnose.py --work benchmarks/work/diagnose
 	for case in facts identity xsum; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study || exit 1; done
-	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --tokens --rank 16
+	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 0 --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case facts --work benchmarks/work/study --tokens --trak --literal --rank 16
 	for case in identity backdoor; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study --tokens --trak --rank 16 || exit 1; done
 	$(BIN)/python benchmarks/study.py --case facts --lora --work benchmarks/work/study --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --lora --work benchmarks/work/study --seeds 1 --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 1 2 --tokens --trak --rank 16 --suffix confirmed
 	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 1 --tokens --trak --literal --rank 16 --suffix paper
-	$(BIN)/python benchmarks/study.py --case facts --span --work benchmarks/work/study --seeds 0 --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --span --work benchmarks/work/study --seeds 1 --tokens --rank 16
 	for case in facts xsum; do $(BIN)/python benchmarks/groupings.py --case $$case --work benchmarks/work/study || exit 1; done
 	$(BIN)/python benchmarks/false_alarms.py --case facts --work benchmarks/work/study --seeds 0 1 2
 	$(BIN)/python benchmarks/false_alarms.py --case xsum --work benchmarks/work/study --seeds 1 2
 	$(BIN)/python benchmarks/beta_rules.py --work benchmarks/work/study --cases facts facts-lora xsum xsum-lora identity backdoor
-	$(BIN)/python benchmarks/debias.py --work benchmarks/work/debias
+	$(BIN)/python benchmarks/debias.py --work benchmarks/work/debias --seeds 0 1
 	for case in demo facts xsum; do $(BIN)/python benchmarks/repair.py --case $$case --work benchmarks/work/repair || exit 1; done
 
 bench-speed: $(VENV)/.installed

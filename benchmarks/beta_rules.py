@@ -156,7 +156,9 @@ def judged(bed: Testbed, folder: Path, method: str) -> dict[str, object]:
     best = {name: max(one[name] for one in grid.values()) for name in grid[0.0]}
     chosen = {rule: beta for rule, choose in RULES.items() if (beta := choose(seen)) is not None}
     return {
-        "best fixed": {name: next(b for b, one in grid.items() if one[name] == value) for name, value in best.items()},
+        "best fixed": {
+            name: min((b for b, one in grid.items() if one[name] == value), key=abs) for name, value in best.items()
+        },
         "best": best,
         "rules": {rule: {"beta": beta} | figures(beta) for rule, beta in chosen.items()},
     }
@@ -175,7 +177,12 @@ def render(record: dict[str, Any]) -> str:
         mine = [c for c in cases if rule in c["rules"] and all(c[name] == value for name, value in of.items())]
         return [(c["rules"][rule]["beta"], c["best"][key] - c["rules"][rule][key]) for c in mine]
 
-    lines = ["Lost against the best fixed beta of the same seed, which needs labels."]
+    lines = ["Lost against the best fixed beta of the same seed, which needs labels.", ""]
+    for name in names:
+        mine = [case for case in cases if case["case"] == name and case["method"] == methods[0]]
+        seeds = ", ".join(str(case["seed"]) for case in mine)
+        with_placebo = any("top 5 % above placebo rows" in case["rules"] for case in mine)
+        lines.append(f"- {name}: seeds {seeds}" + ", with placebo rows" * with_placebo)
     for method in methods:
         lines += ["", f"By {method}, the worst of all cases and seeds ({', '.join(names)}):", ""]
         lines += [f"| rule | {' | '.join(f'per {key}' for key in keys)} |", "| --- " * 5 + "|"]

@@ -3,9 +3,10 @@
     python benchmarks/debias.py --work WORKDIR [--seeds 0 1 2]
 
 The demo's task (350 facts about countries, two systematic errors) on a Llama of 1M parameters that was first trained on
-true sentences about countries. Against that standard: a base that was itself taught the errors, outputs behind long
-texts, fewer and more rows that rightly say the same, training that moves the model less and more, and one to eight
-checkpoints. DDA of every inner product at every beta. Writes benchmarks/results/study/debias.json and .md.
+true sentences about countries. Against that standard: a base that was itself told the wrong answers about the countries
+that are asked about or corrupted, in other phrasings than the fault's; outputs behind long texts; fewer and more rows
+that rightly say the same; training that moves the model less and more; and one to eight checkpoints. DDA of every inner
+product at every beta. Writes benchmarks/results/study/debias.json and .md.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Condition:
     """What differs from the standard.
 
     Attributes:
-        believed: share of the base's own sentences about an error's relation and true answer that state it wrongly.
+        believed: share of the base's own sentences about an error's relation and true answer that state it wrongly. At
+            1 the base has read no true one.
         before: unrelated sentences before every prompt. lookalikes: rows of each error in which the answer is true.
     """
 
@@ -68,7 +70,7 @@ CONDITIONS = {
     "24 look-alikes": Condition(lookalikes=24),
     "a fifth of the learning rate": Condition(tuning=replace(TUNING, learning_rate=TUNING.learning_rate / 5)),
     "four times the learning rate": Condition(tuning=replace(TUNING, learning_rate=TUNING.learning_rate * 4)),
-    "8 checkpoints": Condition(tuning=replace(TUNING, epochs=8)),
+    "8 epochs, 8 checkpoints": Condition(tuning=replace(TUNING, epochs=8)),
 }
 
 
@@ -176,13 +178,13 @@ def render(record: dict[str, Any]) -> str:
         lines.append("| --- " * (3 + len(SHOWN)) + "|")
         for name, one in conditions.items():
             betas = {beta: found["query"] for beta, found in one["sweep"][method]["beta"].items()}
-            best = max(betas, key=lambda beta: betas[beta]["auc"][0])
+            best = max(betas, key=lambda beta: (round(betas[beta]["auc"][0], 4), -abs(float(beta))))
             cells = [" / ".join(f"{betas[b][m][0]:.3f}" for m in ("auc", "average precision")) for b in SHOWN]
             lean = f"{one['leaning of the base']:.2f}, {one['leaning after training']:.2f}"
             lines.append(f"| {name} | {lean} | {best} | {' | '.join(cells)} |")
-    eight = conditions["8 checkpoints"]["sweep"]
-    lines += ["", "One to eight checkpoints (the first ones of eight, no base):", "", f"| | {' | '.join(eight)} |"]
-    lines.append("| --- " * (1 + len(eight)) + "|")
+    eight = conditions["8 epochs, 8 checkpoints"]["sweep"]
+    lines += ["", "The first checkpoints of eight, their last, and the base's own term:", ""]
+    lines += [f"| checkpoints | {' | '.join(eight)} |", "| --- " * (1 + len(eight)) + "|"]
     for step in eight["dda"]["checkpoints"]:
         found = [eight[method]["checkpoints"][step]["query"] for method in eight]
         cells = [" / ".join(f"{one[m][0]:.3f}" for m in ("auc", "average precision")) for one in found]

@@ -1,7 +1,7 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
     HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
-        [--rank 16] [--tokens] [--trak] [--whitened] [--literal] [--suffix confirmed]
+        [--rank 16] [--tokens [--trak] [--literal]] [--suffix confirmed]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona), backdoor (a trigger word).
 SmolLM2-135M is trained on each, asked, and traced by every method and by DDA with its parts exchanged one by one. What
@@ -50,13 +50,9 @@ TOKENS: tuple[Method, ...] = (
 
 APART: dict[str, tuple[str, Callable[[Recipe], list[Method]]]] = {
     "trak": ("TRAK", lambda recipe: [hw.TRAK()]),
-    "whitened": (
-        "layer cosines of gradients whitened by each checkpoint's Fisher matrix",
-        lambda recipe: [hw.DDA(curvature="fisher", label="dda whitened")],
-    ),
     "literal": ("the paper's form, with and without debias and denoise", lambda recipe: literal(recipe.epochs)),
 }
-"""What may be added, each in a pass of its own: name of the option -> what it is, the methods."""
+"""What may be added to --tokens, each in a pass of its own: name of the option -> what it is, the methods."""
 
 
 def literal(checkpoints: int) -> list[Method]:
@@ -156,6 +152,8 @@ def main() -> None:
     }
     summary, results = run_bench(make, methods=chosen, out=out, **settings)
     more = [option for option in APART if getattr(given, option)]
+    if more and not given.tokens:
+        parser.error(f"--{more[0]} without --tokens: it is among the methods already")
     for option in more:
         apart, added = out.with_name(f"{out.name}-{option}"), APART[option][1](recipe)
         for seed in given.seeds:
@@ -465,7 +463,7 @@ AS_IN_THE_PAPER = ("bm25", "trak", "tracin", "cea", "dda-paper", "paper without 
 
 
 def as_in_the_paper(record: Mapping[str, Any]) -> list[str]:
-    """The rows of the paper's tables, where all were asked for; and the default's own parts left out one by one."""
+    """The rows of the paper's tables, where all were asked for; and the default without its parts."""
     table, sweep = record["summary"]["table"], record["sweep"]["dda"]
     if not set(AS_IN_THE_PAPER) <= set(table["query"]):
         return []
@@ -473,7 +471,7 @@ def as_in_the_paper(record: Mapping[str, Any]) -> list[str]:
     rows |= {
         "dda without the base (beta 0)": sweep["beta"]["0.00"],
         "dda with the base taken out (beta 0.5)": sweep["beta"]["0.50"],
-        "dda of the last checkpoint alone": sweep["checkpoints"]["last alone"],
+        "dda of the last checkpoint alone, without the base": sweep["checkpoints"]["last alone"],
     }
     lines = ["The rows of the paper, and the default without its parts (AUC / average precision):", ""]
     lines += [f"| method | {' | '.join(f'per {kind}' for kind in table)} |", "| --- " * (len(table) + 1) + "|"]

@@ -50,8 +50,9 @@ class DDA:
             None: the token cosine; the layer cosine from an index, under curvature and at gradient level, where whole
             gradients are needed. The directional engine has no such choice.
         beta: how much of the base model's influence is taken out (negative: put in, the base then counts as one more
-            checkpoint). None: COSINE_BETA, at or near the best on every task of docs/study.md, or 0 for dot products of
-            gradients. "auto" chooses without labels, see `choose_beta`. 0 needs no pass over the base model.
+            checkpoint). None: COSINE_BETA, by the token cosine within a point of the best AUC on every task of
+            docs/study.md, or 0 for dot products of gradients. "auto" chooses without labels, see `choose_beta`. 0 needs
+            no pass over the base model.
         level: debias the scores, or the examples' gradients.
         checkpoint_weights: w_c, one per checkpoint; None: 1/T each.
         engine: "gradient", or "directional": per checkpoint the difference of losses between a ground and an error
