@@ -127,6 +127,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="project every layer's gradients to rank x rank numbers")
     parser.add_argument("--query-memory", type=int, default=4, help="GiB for the gradients of the queries")
     given = parser.parse_args()
+    more = [option for option in APART if getattr(given, option)]
+    if more and not given.tokens:
+        parser.error(f"--{more[0]} without --tokens, to which it adds")
     make, recipe = CASES[given.case]
     name = given.case + ("-lora" if given.lora else "")
     if given.lora:
@@ -151,9 +154,6 @@ def main() -> None:
         "name": name,
     }
     summary, results = run_bench(make, methods=chosen, out=out, **settings)
-    more = [option for option in APART if getattr(given, option)]
-    if more and not given.tokens:
-        parser.error(f"--{more[0]} without --tokens: it is among the methods already")
     for option in more:
         apart, added = out.with_name(f"{out.name}-{option}"), APART[option][1](recipe)
         for seed in given.seeds:
