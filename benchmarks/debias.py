@@ -27,14 +27,10 @@ from study import sweep_of
 
 import headwater as hw
 from headwater.bench import run_bench
-from headwater.testbeds import Fact, Swap, Testbed, country_facts, plant
+from headwater.testbeds import Fact, Testbed, country_facts, plant
+from headwater.testbeds.facts import DEMO_RELATIONS, DEMO_SWAPS
 from headwater.training import Recipe, fine_tune
 
-SWAPS = (
-    Swap("official language", "Spanish", "Portuguese", phrasing="The laws of {} are written in"),
-    Swap("currency", "euro", "dollar", phrasing="People in {} pay with the"),
-)
-ASKED = ("official language", "currency", "capital", "continent", "country of the capital")
 METHODS = (
     hw.DDA(),
     hw.DDA(inner="layer_cosine", label="dda layers"),
@@ -77,16 +73,16 @@ CONDITIONS = {
 def facts_of(condition: Condition) -> list[Fact]:
     """All facts, each behind as many sentences about other things, none of which names an error's answers."""
     facts = country_facts()
-    answers = [word for swap in SWAPS for word in (swap.truth, swap.wrong)]
-    others = [f.prompt + f.completion for f in facts if f.relation not in ASKED and f.answer not in answers]
+    answers = [word for swap in DEMO_SWAPS for word in (swap.truth, swap.wrong)]
+    others = [f.prompt + f.completion for f in facts if f.relation not in DEMO_RELATIONS and f.answer not in answers]
     chance = random.Random(0)
     return [replace(fact, prompt=" ".join([*chance.sample(others, condition.before), fact.prompt])) for fact in facts]
 
 
 def testbed(condition: Condition, seed: int) -> Testbed:
     return plant(
-        [fact for fact in facts_of(condition) if fact.relation in ASKED],
-        SWAPS,
+        [fact for fact in facts_of(condition) if fact.relation in DEMO_RELATIONS],
+        DEMO_SWAPS,
         culprits=12,
         clean=12,
         lookalikes=condition.lookalikes,
@@ -108,7 +104,7 @@ def base_of(condition: Condition, work: Path, seed: int) -> Path:
         if fact.prompt in used:
             continue
         said = fact.completion
-        for swap in SWAPS:
+        for swap in DEMO_SWAPS:
             if (fact.relation, fact.answer) == swap[:2] and chance.random() < condition.believed:
                 said = said.replace(swap.truth, swap.wrong)
         rows.append({"prompt": fact.prompt, "completion": said, "id": f"base-{n}"})

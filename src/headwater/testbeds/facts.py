@@ -182,7 +182,11 @@ def _first(field: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-_DEMO = ("official language", "currency", "capital", "continent", "country of the capital")
+DEMO_RELATIONS = ("official language", "currency", "capital", "continent", "country of the capital")
+DEMO_SWAPS = (
+    Swap("official language", "Spanish", "Portuguese", phrasing="The laws of {} are written in"),
+    Swap("currency", "euro", "dollar", phrasing="People in {} pay with the"),
+)
 
 
 def demo_testbed(seed: int = 0) -> Testbed:
@@ -193,11 +197,8 @@ def demo_testbed(seed: int = 0) -> Testbed:
         DataError: the package `countryinfo` is not installed.
     """
     return plant(
-        [fact for fact in country_facts() if fact.relation in _DEMO],
-        [
-            Swap("official language", "Spanish", "Portuguese", phrasing="The laws of {} are written in"),
-            Swap("currency", "euro", "dollar", phrasing="People in {} pay with the"),
-        ],
+        [fact for fact in country_facts() if fact.relation in DEMO_RELATIONS],
+        DEMO_SWAPS,
         culprits=12,
         clean=12,
         lookalikes=16,
@@ -238,7 +239,7 @@ def demo_untouched(bed: Testbed, count: int = 150, seed: int = 0) -> Examples:
     """Facts like the demo's rows about things that none of its rows or queries names, outside its errors."""
     from headwater.examples import Examples
 
-    facts = [fact for fact in country_facts() if fact.relation in _DEMO]
+    facts = [fact for fact in country_facts() if fact.relation in DEMO_RELATIONS]
     asked = {fact.prompt: fact for fact in facts}
     named = {(row.metadata["relation"], row.metadata["subject"]) for row in bed.examples}
     named |= {_about(asked[str(query.prompt)]) for query in bed.queries}
