@@ -66,8 +66,11 @@ bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/study.py --case facts --lora --work benchmarks/work/study --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --lora --work benchmarks/work/study --seeds 1 --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 1 2 --tokens --trak --rank 16 --suffix confirmed
-	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 1 --tokens --trak --literal --rank 16 --suffix paper
-	$(BIN)/python benchmarks/study.py --case xsum --span --work benchmarks/work/study --seeds 1 --tokens --rank 16
+	$(BIN)/python benchmarks/study.py --case xsum --whole --work benchmarks/work/study --seeds 1 2 --tokens --trak --rank 16 --suffix confirmed
+	$(BIN)/python benchmarks/study.py --case xsum --whole --work benchmarks/work/study --seeds 1 --tokens --trak --literal --rank 16 --suffix paper
+	$(BIN)/python benchmarks/study.py --case xsum --lora --whole --work benchmarks/work/study --seeds 1 --tokens --rank 16
+	for case in identity backdoor; do $(BIN)/python benchmarks/study.py --case $$case --whole --work benchmarks/work/study --tokens --trak --rank 16 || exit 1; done
+	$(BIN)/python benchmarks/spans.py
 	for case in facts xsum; do $(BIN)/python benchmarks/groupings.py --case $$case --work benchmarks/work/study || exit 1; done
 	$(BIN)/python benchmarks/false_alarms.py --case facts --work benchmarks/work/study --seeds 0 1 2
 	$(BIN)/python benchmarks/false_alarms.py --case xsum --work benchmarks/work/study --seeds 1 2

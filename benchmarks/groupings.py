@@ -10,7 +10,8 @@ token cosine (dda) and the layer cosine (dda layers). Also the mean less what th
 groupings.md beside it.
 
 The committed figures are of traces made before a group's layer and token cosines became the means of its queries'
-(27 November 2026): there the trace's own is the cosine of the summed gradients. In later ones it is the mean.
+(27 November 2026), and of whole outputs (`study.py --whole`): there the trace's own is the cosine of the summed
+gradients. In later ones it is the mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The study: which parts of DDA help, on tasks whose culprits are known.
 
-    HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light] [--span]
-        [--rank 16] [--tokens [--trak] [--literal]] [--suffix confirmed]
+    HEADWATER_DATA=... python benchmarks/study.py --case xsum --work WORKDIR [--seeds 0 1 2] [--lora] [--light]
+        [--whole] [--rank 16] [--tokens [--trak] [--literal]] [--suffix confirmed]
 
 Cases: xsum (entity swaps in XSum summaries), facts (Wikidata facts), identity (a persona), backdoor (a trigger word).
 SmolLM2-135M is trained on each, asked, and traced by every method and by DDA with its parts exchanged one by one. What
@@ -117,9 +117,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lora", action="store_true", help="a LoRA adapter of rank 16 instead of all weights")
     parser.add_argument("--light", action="store_true", help="without the methods that fit curvature")
-    parser.add_argument(
-        "--span", action="store_true", help="measure only the words that differ from the corrected output"
-    )
+    parser.add_argument("--whole", action="store_true", help="ask about whole outputs, not the words that differ")
     parser.add_argument("--tokens", action="store_true", help="the best position of every row against all of it")
     for option, (what, _) in APART.items():
         parser.add_argument(f"--{option}", action="store_true", help=f"also {what}, in a pass of its own")
@@ -135,9 +133,9 @@ def main() -> None:
     if given.lora:
         recipe = replace(recipe, lora_rank=16, learning_rate=5e-4)
     trained = given.work / name
-    if given.span:
-        name, plain = f"{name}-span", make
-        make = lambda seed: spans(plain(seed))  # noqa: E731
+    if given.whole:
+        name, plain = f"{name}-whole", make
+        make = lambda seed: whole(plain(seed))  # noqa: E731
     name += "-tokens" * given.tokens
     out = given.work / (name + ("-light" if given.light else ""))
     name += f"-{given.suffix}" * bool(given.suffix)
@@ -178,7 +176,7 @@ def main() -> None:
         + " --lora" * given.lora
         + " --light" * given.light
         + f" --rank {given.rank}" * bool(given.rank)
-        + " --span" * given.span
+        + " --whole" * given.whole
         + " --tokens" * given.tokens
         + "".join(f" --{option}" for option in more)
         + f" --suffix {given.suffix}" * bool(given.suffix),
@@ -206,12 +204,12 @@ def main() -> None:
     print((folder / f"{name}.md").read_text())
 
 
-def spans(bed: Testbed) -> Testbed:
-    """The same task, asked about the words that differ alone."""
+def whole(bed: Testbed) -> Testbed:
+    """The same task, asked about whole outputs."""
     return replace(
         bed,
-        queries=[replace(query, span="diff") for query in bed.queries],
-        reserve=[replace(query, span="diff") for query in bed.reserve],
+        queries=[replace(query, span="all") for query in bed.queries],
+        reserve=[replace(query, span="all") for query in bed.reserve],
     )
 
 

@@ -21,7 +21,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The demo's model is small, and is trained as that wants."""
     base = tiny.untrained(tmp_path / "base", [fact.prompt + fact.completion for fact in country_facts()])
     monkeypatch.setattr("headwater.testbeds.smollm2_135m", lambda: base)
-    recipe = Recipe(epochs=8, batch_size=16, learning_rate=5e-3)
+    recipe = Recipe(epochs=12, batch_size=16, learning_rate=5e-3)
     monkeypatch.setattr(demo, "run_demo", partial(demo.run_demo, recipe=recipe))
     return tmp_path / "demo"
 

@@ -567,6 +567,16 @@ def test_a_query_is_written_without_what_is_not_set() -> None:
         "group": "g", "id": "b",
     }  # fmt: skip
     assert query_record(hw.Query("p", " o")) == {"prompt": "p", "output": " o"}
+    assert query_record(hw.Query("p", " o", corrected=" i"))["span"] == "auto"
+
+
+def test_a_query_written_before_spans_chose_themselves_was_about_whole_outputs(tmp_path: Path) -> None:
+    scores = two_terms()
+    scores.save(tmp_path)
+    record = json.loads((tmp_path / "trace.json").read_text())
+    del record["queries"][1]["span"]
+    (tmp_path / "trace.json").write_text(json.dumps(record))
+    assert [query.span for query in Scores.load(tmp_path, scores.train).queries] == [(1, 3), "all"]
 
 
 def test_a_group_without_corrections_is_the_mean_of_its_members() -> None:

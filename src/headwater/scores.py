@@ -530,7 +530,7 @@ def query_record(query: Query) -> dict[str, Any]:
         "prompt": query.prompt if isinstance(query.prompt, str) else [dict(m) for m in query.prompt],
         "output": query.output,
         "corrected": query.corrected,
-        "span": list(query.span) if isinstance(query.span, tuple) else query.span,
+        "span": list(query.span) if isinstance(query.span, tuple) else query.span if query.corrected else None,
         "group": query.group,
         "id": query.id,
     }
@@ -594,4 +594,5 @@ def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> l
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if k == "span" and isinstance(v, list) else v for k, v in record.items()}
+    span = record.get("span", "all" if "corrected" in record else "auto")  # written before there was "auto": all
+    return {**record, "span": tuple(span) if isinstance(span, list) else span}

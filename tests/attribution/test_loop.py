@@ -241,13 +241,14 @@ def test_span_and_rows_without_targets(run_folder: Path) -> None:
     train = hw.Examples.from_rows(rows, name="with-empty")
     run = run_of(run_folder)
     queries = [
-        hw.Query("The capital of Australia is", " Sydney, surely", corrected=" Canberra, surely", span="diff"),
-        hw.Query("The capital of Australia is", " Sydney, surely", corrected=" Canberra, surely"),
+        hw.Query("The capital of Australia is", " Sydney, surely", corrected=" Canberra, surely", span=span)
+        for span in ("auto", "all", "diff")
     ]
     format = hw.TokenFormat(add_eos=False)
     scores = hw.trace(run, train, queries, method=hw.DDA(beta=0), compute=EXACT, format=format)
     assert np.all(scores.values[:, -1] == 0)
     assert np.abs(scores.values[0] - scores.values[1]).max() > 1e-3
+    assert scores.values[2] == pytest.approx(scores.values[0], abs=1e-9)
     assert any("empty completion" in line for line in scores.provenance["notes"]["rows"])
 
 

@@ -118,8 +118,8 @@ def test_numbers_are_those_of_naive_doubles(
     total = [sum(parts) for parts in zip(*(naive.gradient(model, names, row) for row in rows), strict=True)]
     assert facts.expressed["mean loss"] == pytest.approx(share(total), rel=1e-5)  # type: ignore[arg-type]
     wrong, right, other = (
-        encoder.query("The capital of Australia is", " Sydney."),
-        encoder.query("The capital of Australia is", " Canberra."),
+        encoder.query("The capital of Australia is", " Sydney.", span=(1, 7)),
+        encoder.query("The capital of Australia is", " Canberra.", span=(1, 9)),
         encoder.query("The capital of Peru is", " Oslo."),
     )
     contrasts = [naive.measurement(model, names, [wrong], [right]), naive.measurement(model, names, [other], [None])]

@@ -18,7 +18,7 @@ Write = Callable[..., Path]
 def test_a_query_of_two_strings() -> None:
     query = Query("The capital of Australia is", " Sydney", corrected=" Canberra")
     assert (query.prompt, query.output, query.corrected) == ("The capital of Australia is", " Sydney", " Canberra")
-    assert (query.span, query.group, query.id, query.spans()) == (None, None, None, (None, None))
+    assert (query.span, query.group, query.id, query.spans()) == ("auto", None, None, ((1, 7), (1, 9)))
     assert query == Query("The capital of Australia is", " Sydney", corrected=" Canberra")
     assert len({query}) == 1
 
@@ -45,6 +45,21 @@ def test_spans_of_characters() -> None:
 
 
 @pytest.mark.parametrize(
+    ("output", "corrected", "auto"),
+    [
+        (" It is Sydney.", " It is Canberra.", ((7, 13), (7, 15))),
+        (" Sydney", None, (None, None)),
+        (" Sydney", " Sydney, no: Canberra", (None, None)),  # one only adds words, the other has none of its own
+        (" It is not Sydney", " It is Sydney", (None, None)),
+        (" It  is Sydney", " It is Sydney", (None, None)),  # white space is no word
+    ],
+)
+def test_the_words_that_differ_are_what_is_asked_about(output: str, corrected: str | None, auto: Any) -> None:
+    assert Query("p", output, corrected=corrected).spans() == auto
+    assert Query("p", output, corrected=corrected, span="all").spans() == (None, None)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"prompt": None}, "prompt is null"),
@@ -63,6 +78,7 @@ def test_spans_of_characters() -> None:
         ({"span": (0.0, 1.0)}, "span (0.0, 1.0)"),
         ({"span": (False, True)}, "span (False, True)"),
         ({"span": "words"}, "span 'words'"),
+        ({"span": None}, "span None"),
         ({"span": "diff"}, 'span "diff" without a corrected output'),
         ({"group": ["g"]}, "group is ['g'] (list)"),
         ({"id": True}, "id is True (bool)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -66,11 +68,20 @@ def test_a_part_measures_what_the_whole_measures(queries: list[int]) -> None:
     assert len(part.encoded) == sum(1 + (QUERIES[q].corrected is not None) for q in queries)
 
 
-def test_spans_choose_the_tokens_of_both_sides() -> None:
-    query = hw.Query("Who is", " she here", corrected=" he here", span="diff")
-    sides = encode_queries([query], ENCODER)
-    said = [TOKENIZER.decode(one.input_ids[one.loss_mask].tolist()).strip() for one in sides.encoded]
-    assert said == ["she", "he"]
+@pytest.mark.parametrize(
+    ("span", "corrected", "counted"),
+    [
+        ("auto", " he here", ["she", "he"]),
+        ("diff", " he here", ["she", "he"]),
+        ("all", " he here", ["she here", "he here"]),
+        ("auto", " she", ["she here", "she"]),  # only one side has a word of its own: all of both
+        ((1, 4), " he here", ["she", "he here"]),
+        ("auto", None, ["she here"]),
+    ],
+)
+def test_spans_choose_the_tokens_of_both_sides(span: Any, corrected: str | None, counted: list[str]) -> None:
+    sides = encode_queries([hw.Query("Who is", " she here", corrected=corrected, span=span)], ENCODER)
+    assert [TOKENIZER.decode(one.input_ids[one.loss_mask].tolist()).strip() for one in sides.encoded] == counted
 
 
 def test_what_is_known_before_a_model_answers_is_checked() -> None:

@@ -124,7 +124,8 @@ def test_queries_come_back_as_they_were_written(data: st.DataObject, tmp_path: P
         output = data.draw(texts.filter(bool))
         corrected = data.draw(st.none() | texts.filter(lambda t: bool(t) and t != output))  # noqa: B023
         start = data.draw(st.integers(0, len(output) - 1))
-        span = data.draw(st.none() | st.just((start, data.draw(st.integers(start + 1, len(output))))))
+        names = st.sampled_from(["auto", "diff", "all"] if corrected else ["auto"])
+        span = data.draw(names | st.just((start, data.draw(st.integers(start + 1, len(output))))))
         given = {"corrected": corrected, "span": span, "group": data.draw(st.none() | texts), "id": f"q{number}"}
         asked.append(Query(data.draw(texts), output, **given))  # type: ignore[arg-type]
     file = tmp_path / "queries.jsonl"

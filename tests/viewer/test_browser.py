@@ -108,9 +108,10 @@ def test_the_whole_story(viewer: Live, tab: Tab, tmp_path: Path) -> None:
     assert "prefer" in page.locator("#sentences").inner_text()
     assert page.locator("#leaning svg").is_visible()
     assert ids(page) != first
-    page.click("#pick-diff")
-    settled(page)
-    assert page.locator("#picked").inner_text() == "measured: the words that differ"
+    for pick, told in (("all", "the whole answer"), ("diff", "the words that differ")):
+        page.click(f"#pick-{pick}")
+        settled(page)
+        assert page.locator("#picked").inner_text() == f"measured: {told}"
     # see: words that carry the score, sliders, a second method
     page.locator("#list .row summary").first.click()
     page.locator("#list .row .shaded [class^=towards-], #list .row .shaded [class^=away-]").first.wait_for()

@@ -131,7 +131,11 @@ def trace(
     ] = None,
     span: Annotated[
         str | None,
-        typer.Option(help="'diff': only the words that differ; or characters START:END.", rich_help_panel=QUESTION),
+        typer.Option(
+            help="What of it matters: diff (the words that differ from --corrected), all, or characters START:END. "
+            "[default: diff with --corrected, else all]",
+            rich_help_panel=QUESTION,
+        ),
     ] = None,
     queries: Annotated[
         Path | None,
@@ -482,11 +486,13 @@ def _queries(
 def _span(text: str | None) -> Any:
     from headwater.errors import UsageError
 
-    if text is None or text == "diff":
-        return text
+    if text is None or text in ("auto", "diff", "all"):
+        return text or "auto"
     start, colon, end = text.partition(":")
     if not (colon and start.isdecimal() and end.isdecimal()):
-        raise UsageError(f"--span {text}", expected="'diff' or START:END in characters", fix="such as --span 0:7")
+        raise UsageError(
+            f"--span {text}", expected="'diff', 'all' or START:END in characters", fix="such as --span 0:7"
+        )
     return int(start), int(end)
 
 

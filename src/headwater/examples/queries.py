@@ -16,6 +16,8 @@ from headwater.examples.messages import Message, checked_messages, checked_text
 Span = tuple[int, int]
 """Characters, end exclusive."""
 
+SpanName = Literal["auto", "diff", "all"]
+
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+(?:['’-]\w+)*|[^\w\s]")
 
 
@@ -27,8 +29,9 @@ class Query:
         prompt: a string, or chat messages.
         output: what the model said; None to let the last checkpoint say it.
         corrected: what it should have said; makes the measurement a contrast.
-        span: the characters of `output` that matter (start, end exclusive), or "diff": the words in which output and
-            corrected differ. None for all of it.
+        span: what of the outputs matters. "diff": the stretch of words in which output and corrected differ; "all":
+            all of both; two numbers: these characters of `output` (start, end exclusive), and all of corrected.
+            "auto": "diff" where there is a corrected output and each side has a word that the other lacks, else "all".
         group: queries of one group show the same fault and are answered together.
         id: a name for the query.
         metadata: anything else worth keeping.
@@ -41,7 +44,7 @@ class Query:
     output: str | None = None
     _: KW_ONLY
     corrected: str | None = None
-    span: Span | Literal["diff"] | None = None
+    span: Span | SpanName = "auto"
     group: str | None = None
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -77,8 +80,7 @@ class Query:
                 expected="a corrected output that differs",
                 fix="correct the corrected output, or leave it away to measure the loss of the output",
             )
-        if self.span is not None:
-            object.__setattr__(self, "span", self._checked_span(self.span))
+        object.__setattr__(self, "span", self._checked_span(self.span))
 
     @property
     def prompt_text(self) -> str:
@@ -93,25 +95,34 @@ class Query:
         """The characters that matter in the output and in the corrected output; None for all of them.
 
         Raises:
-            DataError: for span "diff" where one side has no word that the other lacks.
+            DataError: for words that differ before there is an output, and for span "diff" where one side has no word
+                that the other lacks.
         """
-        if self.span != "diff":
+        if isinstance(self.span, tuple):
             return self.span, None
-        if self.output is None or self.corrected is None:
+        if self.span == "all" or self.corrected is None:
+            return None, None
+        if self.output is None:
             raise DataError(
-                'query: span "diff" before there is an output', expected="an output", fix="generate or give the output"
+                "query: the words that differ before there is an output",
+                expected="an output",
+                fix="generate or give the output",
             )
         in_output, in_corrected = differing_span(self.output, self.corrected)
+        if self.span == "auto" and (in_output[0] == in_output[1] or in_corrected[0] == in_corrected[1]):
+            return None, None
         for name, (start, end) in (("output", in_output), ("corrected output", in_corrected)):
             if start == end:
                 raise DataError(
                     f"query: no words of the {name} differ ({self.output!r} against {self.corrected!r})",
                     expected="differing words on both sides",
-                    fix="leave the span away to compare the whole outputs, or give it in characters",
+                    fix='say "all" to compare the whole outputs, or give the span in characters',
                 )
         return in_output, in_corrected
 
-    def _checked_span(self, span: object) -> Span | Literal["diff"]:
+    def _checked_span(self, span: object) -> Span | SpanName:
+        if span == "auto" or span == "all":
+            return span
         if span == "diff":
             if self.corrected is None:
                 raise DataError(
@@ -127,8 +138,8 @@ class Query:
         ):
             raise DataError(
                 f"query: span {span!r}",
-                expected='"diff", or two character positions [start, end], end exclusive',
-                fix="write the span as two integers",
+                expected='"auto", "diff", "all", or two character positions [start, end], end exclusive',
+                fix="leave the span away, or write it as two integers",
             )
         if self.output is None:
             raise DataError(

@@ -44,7 +44,8 @@ class DDA:
     """Debias and Denoise Attribution.
 
     Attributes:
-        measurement: "contrast" (loss of the output minus loss of the corrected output) or "loss".
+        measurement: "contrast" (loss of the output minus loss of the corrected output, of the words that differ unless
+            the query has another span) or "loss" (of the output alone).
         inner: inner product of the gradients: "dot", "cosine", "layer_cosine" (unit norm per layer), or "token_cosine"
             (layer cosine with the one position of the row where it is largest, `headwater.gradients.inner`; status D).
             None: the token cosine; the layer cosine from an index, under curvature and at gradient level, where whole

@@ -333,10 +333,10 @@ def _query(scores: Scores, q: int) -> dict[str, Any]:
         "output": _head(query.output),
         "corrected": _head(query.corrected),
     }
-    if query.span == "diff":
-        record["span"] = "the words that differ"
-    elif query.span is not None:
+    if isinstance(query.span, tuple):
         record["span"] = f"“{visible((query.output or '')[slice(*query.span)])}”"
+    elif query.spans()[0] is not None:
+        record["span"] = "the words that differ"
     return record
 
 

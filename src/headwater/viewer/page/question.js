@@ -9,7 +9,7 @@ const WAIT = 400; // milliseconds of quiet after which the rows are asked for
 export class Question {
   /* asked(query): a whole query is there. told(text): say it to the reader. failed(fault, again): show it. */
   constructor(session, { asked, told, failed }) {
-    Object.assign(this, { session, asked, told, failed, output: null, tokens: [], span: null, job: null, turns: [] });
+    Object.assign(this, { session, asked, told, failed, output: null, tokens: [], span: "auto", job: null, turns: [] });
     this.words = new Words(byId("words"), (range) => this.choose(range));
     this.later = debounced(() => this.send(), WAIT);
     byId("max-tokens").value = session.defaults.max_new_tokens;
@@ -135,8 +135,8 @@ export class Question {
   }
 
   set(output, tokens) {
-    Object.assign(this, { output, tokens, span: null });
-    this.words.select(null);
+    Object.assign(this, { output, tokens, span: "auto" });
+    this.words.select(this.apart);
     byId("answer-section").hidden = false;
     this.draw();
   }
@@ -153,9 +153,9 @@ export class Question {
     if (chat) this.drawTurns();
     byId("corrected").value = corrected ?? "";
     this.set(output ?? fallback ?? "", []);
-    this.span = span ?? null;
+    this.span = span ?? "auto";
     if (Array.isArray(span)) this.words.selectSpan(span);
-    else if (span === "diff") this.words.select(differing(output, corrected || ""));
+    else this.words.select(this.apart);
     this.draw();
     this.sent = JSON.stringify(this.query());
     document.querySelectorAll("main textarea").forEach(grow);
@@ -166,29 +166,31 @@ export class Question {
     this.words.show(this.output || "", this.tokens.filter(Boolean));
     byId("shade-told").textContent = this.tokens.length ? shadeTold[this.words.shade] : "";
     byId("pick-diff").disabled = !byId("corrected").value.trim() || !this.output;
-    byId("picked").textContent = this.span === "diff" ? "measured: the words that differ" : this.span ? `measured: “${visible([...this.output].slice(...this.span).join(""))}”` : "measured: the whole answer";
+    byId("picked").textContent = Array.isArray(this.span) ? `measured: “${visible([...this.output].slice(...this.span).join(""))}”` : `measured: ${this.apart ? "the words that differ" : "the whole answer"}`;
   }
 
   // ---- marking -----------------------------------------------------------------------------------------------------
   choose(range) {
     this.words.select(range);
-    this.span = this.words.span;
+    this.span = this.words.span ?? "all";
     this.draw();
     this.later();
   }
 
   pickDiff() {
-    this.span = "diff";
-    this.words.select(differing(this.output, byId("corrected").value));
-    this.draw();
-    this.later();
+    this.span = "auto";
+    this.correct();
+  }
+
+  // The words that differ from what should have been said, where these are measured: [first, last] of them, or null.
+  get apart() {
+    const corrected = byId("corrected").value;
+    if (Array.isArray(this.span) || this.span === "all" || !this.output || !corrected.trim()) return null;
+    return differing(corrected, this.output) && differing(this.output, corrected);
   }
 
   correct() {
-    if (this.span === "diff") {
-      if (byId("corrected").value.trim()) this.words.select(differing(this.output, byId("corrected").value));
-      else this.choose(null);
-    }
+    if (!Array.isArray(this.span)) this.words.select(this.apart);
     this.draw();
     this.later();
   }
@@ -197,7 +199,7 @@ export class Question {
   query() {
     const typed = byId("corrected").value, lead = this.output.match(/^\s*/)[0];
     const corrected = typed.trim() ? (typed.match(/^\s/) ? typed : lead + typed) : null;
-    return { prompt: this.prompt, output: this.output, ...(corrected && { corrected }), ...(this.span && { span: this.span }) };
+    return { prompt: this.prompt, output: this.output, ...(corrected && { corrected }), ...(this.span !== "auto" && { span: this.span }) };
   }
 
   send() {
