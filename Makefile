@@ -59,8 +59,11 @@ bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/agreement.py --work benchmarks/work
 	$(BIN)/python benchmarks/families.py --work benchmarks/work/families
 	$(BIN)/python benchmarks/diagnose.py --work benchmarks/work/diagnose
-	for case in facts identity xsum; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study || exit 1; done
-	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 0 --tokens --rank 16
+	$(BIN)/python benchmarks/study.py --case facts --work benchmarks/work/study
+	$(BIN)/python benchmarks/study.py --case facts --lora --work benchmarks/work/study --seeds 0
+	$(BIN)/python benchmarks/study.py --case xsum --whole --work benchmarks/work/study --seeds 0 --light --rank 16
+	$(BIN)/python benchmarks/study.py --case xsum --whole --work benchmarks/work/study --seeds 0 --tokens --rank 16
+	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --tokens --trak --rank 16
 	$(BIN)/python benchmarks/study.py --case facts --work benchmarks/work/study --tokens --trak --literal --rank 16
 	for case in identity backdoor; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study --tokens --trak --rank 16 || exit 1; done
 	$(BIN)/python benchmarks/study.py --case facts --lora --work benchmarks/work/study --tokens --rank 16

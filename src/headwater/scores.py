@@ -498,7 +498,7 @@ class Scores:
 
 def _queries(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Query]:
     try:
-        return [Query(**_tuples(record)) for record in records]
+        return [Query(**written_query(record)) for record in records]
     except (TypeError, DataError) as error:
         raise damaged(folder / "trace.json", str(error)[:160]) from None
 
@@ -535,6 +535,12 @@ def query_record(query: Query) -> dict[str, Any]:
         "id": query.id,
     }
     return {key: value for key, value in record.items() if value is not None}
+
+
+def written_query(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a query that `query_record` wrote; before there was "auto" it left "all" out."""
+    span = record.get("span", "all" if "corrected" in record else "auto")
+    return {**record, "span": tuple(span) if isinstance(span, list) else span}
 
 
 def weighted(terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
@@ -591,8 +597,3 @@ def _leaning_sentences(members: Sequence[str], leanings: Sequence[Leaning]) -> l
     before = mean("base", False)
     moved = "raised" if after > before else "lowered"
     return [f"Fine-tuning {moved} the output's log-probability from {before:.1f} (base) to {after:.1f} nats{over}."]
-
-
-def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    span = record.get("span", "all" if "corrected" in record else "auto")  # written before there was "auto": all
-    return {**record, "span": tuple(span) if isinstance(span, list) else span}

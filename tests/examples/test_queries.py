@@ -50,6 +50,8 @@ def test_spans_of_characters() -> None:
         (" It is Sydney.", " It is Canberra.", ((7, 13), (7, 15))),
         (" Sydney", None, (None, None)),
         (" Sydney", " Sydney, no: Canberra", (None, None)),  # one only adds words, the other has none of its own
+        (" Sydney.", " Sydney, no: Canberra", (None, None)),  # or only a full stop
+        ("Yes!", "Yes?", (None, None)),
         (" It is not Sydney", " It is Sydney", (None, None)),
         (" It  is Sydney", " It is Sydney", (None, None)),  # white space is no word
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import faulty
@@ -10,7 +11,7 @@ import torch
 
 from headwater.errors import DataError
 from headwater.examples import Query
-from headwater.repair import Asking, states
+from headwater.repair import Asking, outcome, states
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,21 @@ def test_figures_are_those_of_the_definition(faulty_folder: Path) -> None:
         values = logp(str(row.prompt), str(row.completion))
         assert loss == pytest.approx(-sum(values) / len(values), abs=1e-3)
     assert outcome.wrong() == [1.0] * 3 and outcome.wrong(True) == [1.0] * 3  # it learned the fault
+
+
+def test_an_answer_may_be_as_long_as_the_whole_output(faulty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the words that differ, of which the log-odds are, come at its end."""
+    run = faulty.run_of(faulty_folder)
+    asked: list[int] = []
+    monkeypatch.setattr(outcome, "generate", lambda *given: asked.append(given[-1]) or "")
+    output = " shells. In Peru they eat much rice. In Peru they live in tents. In Peru they pay with"
+    query = Query("In Peru they pay with", f"{output} shells.", corrected=f"{output} coins.")
+    (said,) = Asking(queries=[query]).of(run, run.last, "before", "plain").said
+    tokens = len(run.tokenizer()(str(query.output))["input_ids"])
+    assert asked == [tokens + outcome.MORE_TOKENS]
+    alone = replace(query, span="all")
+    (whole,) = Asking(queries=[alone]).of(run, run.last, "before", "plain").said
+    assert whole.output < said.output
 
 
 def test_queries_need_an_output() -> None:

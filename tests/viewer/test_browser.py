@@ -194,7 +194,9 @@ def test_keys_alone(viewer: Live, tab: Tab) -> None:
     tab_to("corrected")
     page.keyboard.type("Canberra is it.")
     settled(page)
-    assert "is the capital" in page.locator("#picked").inner_text()
+    assert (
+        page.locator("#picked").inner_text() == "measured: the words that differ"
+    )  # in the place of those marked before
     page.keyboard.press("Escape")
     page.keyboard.press("j")
     page.keyboard.press("j")
@@ -214,6 +216,42 @@ def test_keys_alone(viewer: Live, tab: Tab) -> None:
     assert page.locator("dialog").is_visible()
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
+
+
+def test_the_page_shows_the_words_that_the_server_measures(viewer: Live, tab: Tab) -> None:
+    pieces = [
+        "Sydney",
+        "U.S.A.",
+        "U.S",
+        "it's",
+        "3.50",
+        "café",
+        "a-b",
+        "...",
+        "“no”.",
+        "no",
+        "x_1",
+        "½",
+        "o\u0308",
+        "東京",
+        "😀",
+    ]
+    pairs = [
+        (f" It is {a} now", f" It is {b} {end}")
+        for a in pieces
+        for b in pieces
+        for end in ("now", "now, yes")
+        if a != b
+    ]
+    page = tab(viewer.url)
+    shown = page.evaluate(
+        "async (pairs) => { const { differing } = await import('/assets/words.js'); "
+        "return pairs.map(([a, b]) => differing(a, b)); }",
+        pairs,
+    )
+    measured = [hw.Query("p", a, corrected=b).spans()[0] for a, b in pairs]
+    assert [one and tuple(one) for one in shown] == measured
+    assert None in measured and len(set(measured)) > 5
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

@@ -228,6 +228,18 @@ def test_an_answer_that_was_half_removed_is_gone(viewer: Live, monkeypatch: pyte
     assert viewer.view(name)["total"]
 
 
+def test_a_question_of_before_spans_chose_themselves_is_about_whole_outputs(viewer: Live) -> None:
+    name = viewer.asked(SYDNEY | {"output": " Perth now.", "corrected": " Canberra now."}, methods=["bm25"])
+    answers = viewer.viewer.answers
+    assert [query.span for query in answers.queries(name)] == ["auto"]
+    file = answers.folder / name / "question.json"
+    record = json.loads(file.read_text())
+    for query in record["queries"]:
+        del query["span"]
+    file.write_text(json.dumps(record))
+    assert [query.span for query in answers.queries(name)] == ["all"]
+
+
 def test_one_server_for_each_state(viewer: Live, tmp_path: Path) -> None:
     opened = viewer.viewer.opened
     with own_state(opened), pytest.raises(UsageError, match="in use by another headwater serve"), own_state(opened):

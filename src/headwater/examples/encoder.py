@@ -225,7 +225,7 @@ class Encoder:
             raise ModelError(
                 "a tokenizer that does not know which characters its tokens stand for",
                 expected="a fast tokenizer (tokenizer.json), for spans and for conversations",
-                fix='convert the tokenizer, or ask about whole outputs (span "all")',
+                fix='convert the tokenizer; a query with span "all" can do without',
             )
 
     def _chat_template(self, what: str) -> str:

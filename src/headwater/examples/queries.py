@@ -31,7 +31,8 @@ class Query:
         corrected: what it should have said; makes the measurement a contrast.
         span: what of the outputs matters. "diff": the stretch of words in which output and corrected differ; "all":
             all of both; two numbers: these characters of `output` (start, end exclusive), and all of corrected.
-            "auto": "diff" where there is a corrected output and each side has a word that the other lacks, else "all".
+            "auto": "diff" where there is a corrected output and each side has letters or digits in that stretch, else
+            "all".
         group: queries of one group show the same fault and are answered together.
         id: a name for the query.
         metadata: anything else worth keeping.
@@ -109,7 +110,10 @@ class Query:
                 fix="generate or give the output",
             )
         in_output, in_corrected = differing_span(self.output, self.corrected)
-        if self.span == "auto" and (in_output[0] == in_output[1] or in_corrected[0] == in_corrected[1]):
+        if self.span == "auto" and not (
+            any(map(str.isalnum, self.output[slice(*in_output)]))
+            and any(map(str.isalnum, self.corrected[slice(*in_corrected)]))
+        ):
             return None, None
         for name, (start, end) in (("output", in_output), ("corrected output", in_corrected)):
             if start == end:

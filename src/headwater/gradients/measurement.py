@@ -128,7 +128,9 @@ def check_queries(queries: Sequence[Query], encoder: Encoder) -> None:
         if query.output:
             encode_queries([replace(query, id=target.name, group=None)], encoder)
         elif query.corrected is not None:
-            encoder.query(query.prompt, query.corrected)
+            encoder.query(
+                query.prompt, query.corrected, span=None if query.span == "all" else (0, len(query.corrected))
+            )
         else:
             encoder.prompt_ids(query.prompt)
 

@@ -125,7 +125,10 @@ class Asking:
         rows = []
         if self.untouched is not None:
             rows = [row for row in encoder.examples(self.untouched)[0] if row.targets]
-        most = self.max_new_tokens or MORE_TOKENS + max(side.targets for side in sides.encoded)
+        whole = encode_queries(
+            [replace(query, id=f"q{n}", group=None, span="all") for n, query in enumerate(asked)], encoder
+        )
+        most = self.max_new_tokens or MORE_TOKENS + max(side.targets for side in whole.encoded)
         model = loaded(run, checkpoint)
         said = []
         with progress.bar(f"Asking {name}", len(asked) + len(rows)) as bar, torch.no_grad():

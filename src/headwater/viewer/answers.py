@@ -30,7 +30,7 @@ from headwater.records import parsed, text
 from headwater.records import record as an_object
 from headwater.report.visible import visible
 from headwater.run import digest, remove_partial, versions, write_whole
-from headwater.scores import Scores, query_record
+from headwater.scores import Scores, query_record, written_query
 from headwater.viewer.opened import Opened, label
 
 TRACE = "trace"
@@ -226,7 +226,7 @@ class Answers:
         file = self.folder / name / "question.json"
         if name == TRACE and self.opened.manifest is not None:
             more = (_kept(file) or {"methods": []})["methods"]
-            queries = self.opened.manifest["queries"]
+            queries = [written_query(query) for query in self.opened.manifest["queries"]]
             when = datetime.fromtimestamp((Path(self.opened.place.folder) / "trace.json").stat().st_mtime, UTC)
             return {"asked": when.isoformat(timespec="seconds"), "queries": queries, "methods": more}
         return _kept(file) if _ID.fullmatch(name) else None
@@ -283,6 +283,7 @@ def _kept(file: Path) -> dict[str, Any] | None:
     """A question as it was kept; None where it is not there, or damaged: asked again, it is written anew."""
     try:
         found: dict[str, Any] = parsed(file.read_bytes(), file, _QUESTION, what="a question", fix="ask again")
+        found["queries"] = [written_query(query) for query in found["queries"]]
         for query in found["queries"]:
             query_of(query)
         for method in found["methods"]:

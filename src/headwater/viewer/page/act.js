@@ -4,7 +4,7 @@ import { minus, plural } from "./views/numbers.js";
 import { ask, finished, post } from "./api.js";
 import { showJob } from "./progress.js";
 import { grow } from "./question.js";
-import { differing, wordsOf } from "./words.js";
+import { own } from "./words.js";
 
 // [file, text, for which it is there: marks of an action, or an answer]
 const FILES = [["drop.jsonl", "Rows to drop, JSONL", "drop"], ["fix.jsonl", "Rows to correct, JSONL", "fix"], ["rows.csv", "Rows listed, CSV", "answer"],
@@ -147,9 +147,8 @@ export class Act {
 
 // What one says and the other does not is marked.
 function marked(said, other) {
-  const range = differing(said, other), words = wordsOf(said, []);
-  const text = (some) => some.map((word) => word.space + word.parts[0][0]).join("");
+  const range = own(said, other), points = [...said];
   if (!range) return [said];
-  const part = text(words.slice(range[0], range[1] + 1)), space = part.length - part.trimStart().length;
-  return [text(words.slice(0, range[0])), part.slice(0, space), el("mark", {}, part.slice(space)), text(words.slice(range[1] + 1))];
+  const [head, part, tail] = [[0, range[0]], range, [range[1]]].map((cut) => points.slice(...cut).join(""));
+  return [head, el("mark", {}, part), tail];
 }

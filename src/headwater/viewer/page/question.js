@@ -136,9 +136,9 @@ export class Question {
 
   set(output, tokens) {
     Object.assign(this, { output, tokens, span: "auto" });
-    this.words.select(this.apart);
     byId("answer-section").hidden = false;
     this.draw();
+    this.words.selectSpan(this.apart);
   }
 
   // A question from before, as it was posted.
@@ -153,9 +153,8 @@ export class Question {
     if (chat) this.drawTurns();
     byId("corrected").value = corrected ?? "";
     this.set(output ?? fallback ?? "", []);
-    this.span = span ?? "auto";
-    if (Array.isArray(span)) this.words.selectSpan(span);
-    else this.words.select(this.apart);
+    this.span = !span || span === "diff" ? "auto" : span;
+    this.words.selectSpan(Array.isArray(span) ? span : this.apart);
     this.draw();
     this.sent = JSON.stringify(this.query());
     document.querySelectorAll("main textarea").forEach(grow);
@@ -172,7 +171,7 @@ export class Question {
   // ---- marking -----------------------------------------------------------------------------------------------------
   choose(range) {
     this.words.select(range);
-    this.span = this.words.span ?? "all";
+    this.span = this.words.span ?? (byId("corrected").value.trim() ? "all" : "auto");
     this.draw();
     this.later();
   }
@@ -182,15 +181,15 @@ export class Question {
     this.correct();
   }
 
-  // The words that differ from what should have been said, where these are measured: [first, last] of them, or null.
+  // The words that differ from what should have been said, where these are measured: [start, end] of them, or null.
   get apart() {
-    const corrected = byId("corrected").value;
-    if (Array.isArray(this.span) || this.span === "all" || !this.output || !corrected.trim()) return null;
-    return differing(corrected, this.output) && differing(this.output, corrected);
+    return this.span === "auto" && this.output ? differing(this.output, byId("corrected").value) : null;
   }
 
+  // A correction says what was wrong: it takes the place of words that were marked before.
   correct() {
-    if (!Array.isArray(this.span)) this.words.select(this.apart);
+    if (this.span !== "all") this.span = "auto";
+    this.words.selectSpan(this.apart);
     this.draw();
     this.later();
   }

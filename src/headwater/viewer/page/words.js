@@ -146,11 +146,31 @@ export class Words {
   tell() { this.choose(this.selection); }
 }
 
-// The words of `output` between what both begin with and what both end with: [first, last] of them, or null.
-export function differing(output, other) {
-  const [a, b] = [output, other].map((text) => wordsOf(text, []).map((word) => word.parts[0][0]));
+// The words between what both begin with and what both end with, of each, as the server cuts them (examples/queries.py).
+function between(output, other) {
+  const [a, b] = [output, other].map(cut);
   let head = 0, tail = 0;
-  while (head < a.length && head < b.length && a[head] === b[head]) head++;
-  while (tail < a.length - head && tail < b.length - head && a[a.length - 1 - tail] === b[b.length - 1 - tail]) tail++;
-  return head < a.length - tail ? [head, a.length - 1 - tail] : null;
+  while (head < a.length && head < b.length && a[head].text === b[head].text) head++;
+  while (tail < a.length - head && tail < b.length - head && a[a.length - 1 - tail].text === b[b.length - 1 - tail].text) tail++;
+  return [a, b].map((words) => words.slice(head, words.length - tail));
+}
+
+const CUT = /\p{Nd}+(?:[.,:/]\p{Nd}+)+|[\p{L}\p{N}_]+(?:['’-][\p{L}\p{N}_]+)*|[^\s\p{L}\p{N}_]/gu;
+
+function cut(text) {
+  return [...text.matchAll(CUT)].map((found) => {
+    const start = [...text.slice(0, found.index)].length;
+    return { text: found[0], start, end: start + [...found[0]].length };
+  });
+}
+
+// The characters of `output` in which it differs from `other`: [start, end], or null where it has no words of its own.
+export function own(output, other) {
+  const [mine] = between(output, other);
+  return mine.length ? [mine[0].start, mine.at(-1).end] : null;
+}
+
+// The same, where both have letters or digits of their own there: what is measured of a contrast.
+export function differing(output, other) {
+  return between(output, other).every((words) => words.some(({ text }) => /[\p{L}\p{N}]/u.test(text))) ? own(output, other) : null;
 }
