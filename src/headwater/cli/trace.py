@@ -133,7 +133,7 @@ def trace(
         str | None,
         typer.Option(
             help="What of it matters: diff (the words that differ from --corrected), all, or characters START:END. "
-            "[default: diff with --corrected, else all]",
+            "[default: diff where both have words of their own, else all]",
             rich_help_panel=QUESTION,
         ),
     ] = None,
