@@ -65,7 +65,7 @@ bench-quality: $(VENV)/.installed
 	$(BIN)/python benchmarks/study.py --case xsum --whole --work benchmarks/work/study --seeds 0 --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --tokens --trak --rank 16
 	$(BIN)/python benchmarks/study.py --case facts --work benchmarks/work/study --tokens --trak --literal --rank 16
-	for case in identity backdoor; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study --tokens --trak --rank 16 || exit 1; done
+	for case in identity backdoor; do $(BIN)/python benchmarks/study.py --case $$case --work benchmarks/work/study --tokens --rank 16 || exit 1; done
 	$(BIN)/python benchmarks/study.py --case facts --lora --work benchmarks/work/study --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --lora --work benchmarks/work/study --seeds 1 --tokens --rank 16
 	$(BIN)/python benchmarks/study.py --case xsum --work benchmarks/work/study --seeds 1 2 --tokens --trak --rank 16 --suffix confirmed

@@ -23,6 +23,8 @@ STUDY = RESULTS / "study"
 PAIRS = {
     "xsum": ("xsum-tokens-confirmed", "xsum-whole-tokens-confirmed"),
     "xsum-lora": ("xsum-lora-tokens", "xsum-lora-whole-tokens"),
+    "identity": ("identity-tokens", "identity-whole-tokens"),
+    "backdoor": ("backdoor-tokens", "backdoor-whole-tokens"),
 }
 MEASURES = ("auc", "average precision")
 Key = tuple[str, str, str]
